@@ -1,0 +1,89 @@
+"""Vision Transformers for your own images, in Keras 3: train, look inside, ship.
+
+The public names below load on first use (PEP 562), so that importing the package, and the command line's help, stay
+fast: `import vitreous` imports neither Keras nor NumPy. The first name that needs Keras settles its backend
+(`vitreous.backend.select_backend`), unless the program imported Keras before or set `KERAS_BACKEND`.
+"""
+
+import importlib
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vitreous.data import load_dataset
+    from vitreous.errors import VitreousError
+    from vitreous.figures import draw_patches
+    from vitreous.layers import MLP, PatchEncoder, Patches, SelfAttention, TransformerBlock
+    from vitreous.model import VisionTransformer, create_model
+    from vitreous.prediction import evaluate, predict
+    from vitreous.registry import get_spec, list_models
+    from vitreous.spec import InputSpec, ModelSpec, ViTConfig
+    from vitreous.training.run import load_run
+    from vitreous.training.train import train
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Patches",
+    "PatchEncoder",
+    "SelfAttention",
+    "MLP",
+    "TransformerBlock",
+    "VisionTransformer",
+    "create_model",
+    "ViTConfig",
+    "InputSpec",
+    "ModelSpec",
+    "list_models",
+    "get_spec",
+    "load_dataset",
+    "train",
+    "load_run",
+    "evaluate",
+    "predict",
+    "draw_patches",
+    "VitreousError",
+    "__version__",
+]
+
+_HOMES = {
+    "Patches": "vitreous.layers",
+    "PatchEncoder": "vitreous.layers",
+    "SelfAttention": "vitreous.layers",
+    "MLP": "vitreous.layers",
+    "TransformerBlock": "vitreous.layers",
+    "VisionTransformer": "vitreous.model",
+    "create_model": "vitreous.model",
+    "ViTConfig": "vitreous.spec",
+    "InputSpec": "vitreous.spec",
+    "ModelSpec": "vitreous.spec",
+    "list_models": "vitreous.registry",
+    "get_spec": "vitreous.registry",
+    "load_dataset": "vitreous.data",
+    "train": "vitreous.training.train",
+    "load_run": "vitreous.training.run",
+    "evaluate": "vitreous.prediction",
+    "predict": "vitreous.prediction",
+    "draw_patches": "vitreous.figures",
+    "VitreousError": "vitreous.errors",
+}
+
+_KERAS_HOMES = {"layers", "model", "prediction", "training"}
+
+
+def __getattr__(name: str) -> Any:
+    """Loads a public name from the module it lives in, once."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'vitreous' has no attribute {name!r}")
+    needs_keras = _HOMES[name].split(".")[1] in _KERAS_HOMES
+    if needs_keras and "keras" not in sys.modules and not os.environ.get("KERAS_BACKEND"):
+        importlib.import_module("vitreous.backend").select_backend()  # Keras by itself asks for TensorFlow
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """Lists the public names, loaded or not, beside what the module already holds."""
+    return sorted({*globals(), *__all__})

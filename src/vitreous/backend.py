@@ -1,0 +1,105 @@
+"""Which Keras backend and precision to compute with: looked up without importing any of them."""
+
+import importlib.metadata
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from typing import Literal
+
+from vitreous.errors import ConfigError, MissingDependencyError
+
+BACKENDS = ("jax", "torch", "tensorflow")
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+def has_gpu() -> bool:
+    """Whether this machine has an NVIDIA GPU that programs can open."""
+    return Path("/dev/nvidia0").exists() or Path("/proc/driver/nvidia/version").exists()
+
+
+def has_fast_bfloat16() -> bool:
+    """Whether this machine's CPU multiplies bfloat16 in hardware (x86: AVX-512 BF16 or AMX; Arm: bf16)."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text().replace("\t", " ").split()
+    except OSError:
+        return False
+    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags)
+
+
+def is_installed(backend: str) -> bool:
+    """Whether the backend's package can be imported."""
+    return importlib.util.find_spec(backend) is not None
+
+
+def select_backend(requested: str | None = None) -> tuple[str, str]:
+    """Settles the Keras backend of this process; call it before anything imports Keras.
+
+    Args:
+        requested: `"jax"`, `"torch"` or `"tensorflow"`. Default: the environment variable `KERAS_BACKEND`, and
+            without it the fastest installed one for this machine's hardware.
+
+    Returns:
+        The backend and, in a few words, why.
+
+    Raises:
+        ConfigError: If the name is no backend, or Keras already runs on another one.
+        MissingDependencyError: If the backend is not installed.
+    """
+    backend, reason = _choose(requested)
+    if backend not in BACKENDS:
+        raise ConfigError(
+            f"Cannot use the backend. Expected one of {BACKENDS}. Received: backend={backend!r}. Pass one of them."
+        )
+    if not is_installed(backend):
+        extra = {"jax": "jax", "torch": "torch", "tensorflow": "tensorflow"}[backend]
+        raise MissingDependencyError(backend, extra, f"The {backend} backend")
+    if "keras" in sys.modules and (running := sys.modules["keras"].backend.backend()) != backend:
+        raise ConfigError(
+            f"Cannot change the backend. Expected {running!r}, which Keras already runs on. "
+            f"Received: backend={backend!r}. Set KERAS_BACKEND before Python starts."
+        )
+    os.environ["KERAS_BACKEND"] = backend
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's start-up notes are not ours to print
+    return backend, reason
+
+
+def _choose(requested: str | None) -> tuple[str, str]:
+    if requested:
+        return requested, "asked for"
+    if "keras" in sys.modules:
+        return sys.modules["keras"].backend.backend(), "Keras already runs on it"
+    if from_environment := os.environ.get("KERAS_BACKEND"):
+        return from_environment, "KERAS_BACKEND"
+    if has_gpu():
+        if any(is_installed(f"jax_cuda{version}_plugin") for version in (12, 13)):
+            return "jax", "a GPU, and jax is built for it"
+        if is_installed("torch") and "+cpu" not in importlib.metadata.version("torch"):
+            return "torch", "a GPU, and torch is built for it"
+    if is_installed("torch"):
+        return "torch", "the fastest one installed for this CPU"
+    if is_installed("jax"):
+        return "jax", "the one installed"
+    return "tensorflow", "the one installed"
+
+
+def select_precision(precision: Precision, backend: str) -> str:
+    """Returns the Keras dtype policy for training.
+
+    Args:
+        precision: `"float32"`, `"bfloat16"` (weights stay float32, products are bfloat16), or `"auto"`: bfloat16 where
+            it is faster, that is on a GPU, and on a CPU with bfloat16 instructions under torch or tensorflow.
+        backend: The Keras backend.
+
+    Raises:
+        ConfigError: If the precision is unknown.
+    """
+    if precision not in ("auto", "float32", "bfloat16"):
+        raise ConfigError(
+            "Cannot use the precision. Expected 'auto', 'float32' or 'bfloat16'. "
+            f"Received: precision={precision!r}. Pass one of them."
+        )
+    if precision == "auto":
+        is_fast = has_gpu() or (backend in ("torch", "tensorflow") and has_fast_bfloat16())
+        precision = "bfloat16" if is_fast else "float32"
+    return "mixed_bfloat16" if precision == "bfloat16" else "float32"

@@ -1,0 +1,391 @@
+"""The command line: parse, call the library, print. It computes nothing itself, and `--help` imports no Keras."""
+
+import dataclasses
+import json
+import os
+import sys
+import typing
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal, TextIO
+
+from cyclopts import App, CycloptsError, Parameter
+
+from vitreous import __version__
+from vitreous.backend import select_backend
+from vitreous.data.transforms import AugmentConfig
+from vitreous.errors import ConfigError, VitreousError
+from vitreous.training.recipe import OptimizerConfig, Recipe
+
+if typing.TYPE_CHECKING:
+    from vitreous.prediction import Prediction
+
+Backend = Literal["jax", "torch", "tensorflow"]
+
+app = App(
+    name="vitreous",
+    help="""Vision Transformers for your own images: train, look inside, ship.
+
+    Start with: vitreous train digits""",
+    version=__version__,
+    default_parameter=Parameter(negative_iterable=()),
+)
+
+
+def _optional(record: type, name: str) -> Any:
+    """Returns a record's twin for the command line: the same fields and help, and None for "as the recipe says".
+
+    Records inside the record have options of their own, and `image_size` has its own spelling.
+    """
+    hints = typing.get_type_hints(record)
+    fields = [
+        (field.name, hints[field.name] | None, dataclasses.field(default=None))
+        for field in dataclasses.fields(record)
+        if not dataclasses.is_dataclass(hints[field.name]) and field.name != "image_size"
+    ]
+    twin = dataclasses.make_dataclass(name, fields, kw_only=True, frozen=True)
+    twin.__module__ = __name__  # cyclopts takes classes of built-in modules for scalars
+    twin.__doc__ = record.__doc__
+    return twin
+
+
+RecipeOptions = _optional(Recipe, "RecipeOptions")
+OptimizerOptions = _optional(OptimizerConfig, "OptimizerOptions")
+AugmentOptions = _optional(AugmentConfig, "AugmentOptions")
+
+
+def _changes(options: Any) -> dict[str, Any]:
+    """Returns the options that were given."""
+    return {key: value for key, value in vars(options).items() if value is not None} if options else {}
+
+
+def _parse_size(text: str | None, name: str) -> tuple[int, int] | None:
+    """Returns (vertical, horizontal) from `16` or `16x24`."""
+    if text is None:
+        return None
+    parts = text.lower().replace(",", "x").split("x")
+    if len(parts) not in (1, 2) or not all(part.strip().isdigit() and int(part) > 0 for part in parts):
+        raise ConfigError(
+            f"Cannot read --{name}. Expected a positive number or HEIGHTxWIDTH. Received: {name}={text!r}. "
+            "Pass for example 224 or 192x256."
+        )
+    numbers = [int(part) for part in parts]
+    return numbers[0], numbers[-1]
+
+
+def _start_backend(backend: str | None) -> None:
+    """Settles the Keras backend and says which and why, in one line on standard error."""
+    name, reason = select_backend(backend)
+    print(f"Backend  {name} ({reason})", file=sys.stderr, flush=True)
+
+
+@app.command
+def train(
+    data: str,
+    /,
+    *,
+    out: Path | None = None,
+    recipe: str | None = None,
+    image_size: str | None = None,
+    seed: int = 0,
+    overwrite: Annotated[bool, Parameter(negative=())] = False,
+    backend: Backend | None = None,
+    options: Annotated[RecipeOptions | None, Parameter(name="*", group="Recipe")] = None,
+    optimizer: Annotated[OptimizerOptions | None, Parameter(group="Optimizer")] = None,
+    augment: Annotated[AugmentOptions | None, Parameter(group="Augmentation")] = None,
+) -> int:
+    """Train a classifier on labelled images and leave a run folder.
+
+    Ctrl-C ends training cleanly: what has been learnt is measured and saved (exit code 130).
+
+    Examples:
+        vitreous train digits
+
+        vitreous train photos/ --time 20m --out runs/photos
+
+        vitreous train photos/ --model vit_tiny_patch16_224 --epochs 50 --optimizer.learning-rate 5e-4
+
+    Args:
+        data: Folder with one folder a class, with or without train/ and val/ or test/ above them; or a built-in name:
+            digits.
+        out: Folder of the run. Default: the first free runs/DATA-N.
+        recipe: Name of a recipe, or a TOML file. Default: chosen from the data.
+        image_size: Image height and width in pixels: 224, or 192x256. Default: the recipe's.
+        seed: Decides splits, first weights, order and augmentation.
+        overwrite: Replace a run that lies at --out, once the new one is whole.
+        backend: Keras backend. Default: KERAS_BACKEND, else the fastest one installed for this hardware.
+        options: Values that differ from the recipe's.
+        optimizer: Values that differ from the recipe's.
+        augment: Values that differ from the recipe's.
+    """
+    changes = {
+        **_changes(options),
+        "image_size": _parse_size(image_size, "image-size"),
+        "optimizer": _changes(optimizer) or None,
+        "augment": _changes(augment) or None,
+    }
+    _start_backend(backend)
+    from vitreous.training import train as train_run
+    from vitreous.training.progress import create_reporter, format_seconds
+
+    run = train_run(data, out=out, recipe=recipe, seed=seed, overwrite=overwrite, reporter=create_reporter(), **changes)
+    print(f"Trained  {format_seconds(run.metrics['train_seconds'])}, {run.metrics['num_images_seen']:,} images")
+    for split in ("val", "test"):
+        if split in run.metrics:
+            print(_accuracy_line(split, run.metrics[split]))
+    print(f"Look at  {run.path}/README.md, curves.png, confusion.png, predictions.png, patches.png")
+    print(f"Use it   vitreous predict {run.path} IMAGE...")
+    return 130 if run.metrics["is_interrupted"] else 0
+
+
+def _accuracy_line(split: str, metrics: dict[str, Any]) -> str:
+    low, high = metrics["accuracy_interval"]
+    return (
+        f"{split.capitalize():<8} accuracy {metrics['accuracy']:.2%} of {metrics['num_examples']:,} images "
+        f"(95% interval {low:.2%} to {high:.2%}), loss {metrics['loss']:.3f}"
+    )
+
+
+@app.command
+def evaluate(
+    run: Path,
+    data: str | None = None,
+    /,
+    *,
+    split: Literal["train", "val", "test"] | None = None,
+    json_output: Annotated[bool, Parameter(name="--json", negative=())] = False,
+    out: Path | None = None,
+    backend: Backend | None = None,
+) -> int:
+    """Measure a run on labelled images.
+
+    Args:
+        run: Folder of the run.
+        data: Folder with one folder a class, or a built-in name. Default: the data the run was trained on.
+        split: Which part of the data. Default: its test images; all images of a folder without splits.
+        json_output: Print JSON, with the confusion matrix.
+        out: File to write instead of printing.
+        backend: Keras backend. Default: KERAS_BACKEND, else the fastest one installed for this hardware.
+    """
+    from vitreous.training import load_run  # a wrong path should not cost the time that Keras takes to start
+
+    _start_backend(backend)
+    from vitreous.prediction import evaluate as evaluate_run
+
+    metrics = evaluate_run(load_run(run), data, split=split)
+    with _output(out) as file:
+        if json_output:
+            json.dump(metrics, file, indent=2, ensure_ascii=False)
+            file.write("\n")
+        else:
+            print(_accuracy_line(metrics["split"], metrics), file=file)
+            if "top5_accuracy" in metrics:
+                print(f"Top 5    accuracy {metrics['top5_accuracy']:.2%}", file=file)
+            width = max(map(len, metrics["recall"]))
+            print(f"Recall   of each class (mean {metrics['macro_recall']:.2%})", file=file)
+            for name, recall in metrics["recall"].items():
+                print(f"         {name:<{width}} {recall:7.2%}", file=file)
+    for name, reason in metrics["broken_files"].items():
+        print(f"Warning: left out {name}: {reason}", file=sys.stderr)
+    return 0
+
+
+@app.command
+def predict(
+    run: Path,
+    images: Annotated[list[Path], Parameter(required=True)],
+    /,
+    *,
+    top_k: int = 5,
+    json_output: Annotated[bool, Parameter(name="--json", negative=())] = False,
+    csv_output: Annotated[bool, Parameter(name="--csv", negative=())] = False,
+    out: Path | None = None,
+    backend: Backend | None = None,
+) -> int:
+    """Classify images: the most probable classes of each, with probabilities.
+
+    Args:
+        run: Folder of the run.
+        images: Image files, and folders of images.
+        top_k: How many classes to name for each image, at most.
+        json_output: Print JSON.
+        csv_output: Print CSV.
+        out: File to write instead of printing.
+        backend: Keras backend. Default: KERAS_BACKEND, else the fastest one installed for this hardware.
+    """
+    if json_output and csv_output:
+        raise ConfigError(
+            "Cannot print two formats. Expected --json or --csv. Received: both. Pass one of them, or run twice."
+        )
+    _start_backend(backend)
+    from vitreous.prediction import predict as predict_images
+    from vitreous.prediction import write_predictions_csv, write_predictions_json
+
+    with _progress("images") as on_progress:
+        predictions = predict_images(run, images, top_k=top_k, on_progress=on_progress)
+    with _output(out) as file:
+        if json_output:
+            write_predictions_json(predictions, file)
+        elif csv_output:
+            write_predictions_csv(predictions, file)
+        else:
+            for prediction in predictions:
+                print(_prediction_line(prediction), file=file)
+    return 0
+
+
+def _prediction_line(prediction: "Prediction") -> str:
+    pairs = zip(prediction.classes, prediction.probabilities, strict=True)
+    return f"{prediction.path}: " + ", ".join(f"{name} {share:.1%}" for name, share in pairs)
+
+
+@app.command
+def patches(
+    image: Path,
+    /,
+    *,
+    patch_size: str = "16",
+    strides: str | None = None,
+    dilation_rate: str = "1",
+    padding: Literal["valid", "same"] = "valid",
+    image_size: str | None = None,
+    out: Path = Path("patches.png"),
+) -> int:
+    """Draw an image beside its patches.
+
+    Args:
+        image: Image file.
+        patch_size: Pixels of a patch: 16, or 16x8 (vertical x horizontal).
+        strides: Pixels between neighbouring patches. Default: the patch size; smaller ones overlap.
+        dilation_rate: Distance between the pixels that one patch samples.
+        padding: valid: only whole patches; same: zeros around the image.
+        image_size: Resize the image first, to 224 or 192x256 pixels. Default: as it is.
+        out: Picture to write: .png, .svg or .pdf.
+    """
+    from vitreous.figures import draw_patches
+
+    path = draw_patches(
+        image,
+        patch_size=_parse_size(patch_size, "patch-size") or 16,
+        strides=_parse_size(strides, "strides"),
+        dilation_rate=_parse_size(dilation_rate, "dilation-rate") or 1,
+        padding=padding,
+        image_size=_parse_size(image_size, "image-size"),
+        out=out,
+    )
+    print(f"Wrote {path}")
+    return 0
+
+
+@app.command
+def models(
+    pattern: str = "*", /, *, json_output: Annotated[bool, Parameter(name="--json", negative=())] = False
+) -> int:
+    """List the models: name, parameters, multiply-accumulates for one image, input size.
+
+    Args:
+        pattern: Part of a name, or a shell pattern such as 'vit_*_224'.
+        json_output: Print JSON.
+    """
+    from vitreous.errors import UnknownNameError
+    from vitreous.registry import count_macs, count_parameters, get_spec, list_models
+
+    names = list_models(pattern)
+    if not names:
+        raise UnknownNameError("model", pattern, list_models(), "List them all with: vitreous models")
+    rows = []
+    for name in names:
+        config = get_spec(name).config
+        rows.append(
+            {
+                "name": name,
+                "num_parameters": count_parameters(config),
+                "num_macs": count_macs(config),
+                "image_size": list(config.image_size),
+                "num_tokens": config.num_tokens,
+            }
+        )
+    if json_output:
+        print(json.dumps(rows, indent=2))
+        return 0
+    width = max(len(name) for name in names)
+    print(f"{'model':<{width}}  parameters     MACs    input  tokens")
+    for name, row in zip(names, rows, strict=True):
+        size = "x".join(map(str, typing.cast(list[int], row["image_size"])))
+        macs = typing.cast(int, row["num_macs"]) / 1e9
+        parameters = typing.cast(int, row["num_parameters"]) / 1e6
+        print(f"{name:<{width}}  {parameters:9.2f}M {macs:7.2f}G {size:>8}  {row['num_tokens']:>6}")
+    return 0
+
+
+@app.command
+def recipes() -> int:
+    """List the recipes for training, and what each is for."""
+    from vitreous.training.recipe import describe_recipe, list_recipes
+
+    for name in list_recipes():
+        print(f"{name:<10} {describe_recipe(name)}")
+    return 0
+
+
+@contextmanager
+def _output(path: Path | None) -> Iterator[TextIO]:
+    """Yields standard output, or a file that appears whole under its name."""
+    if path is None:
+        yield sys.stdout
+        return
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("w", newline="") as file:
+            yield file
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    print(f"Wrote {path}", file=sys.stderr)
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[Any]:
+    """Yields a function of (done, total) that moves a bar on standard error; None where that is no terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(what, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command line and exits: 0 if it worked, 2 with one line on standard error if the input was wrong.
+
+    Args:
+        arguments: Words after `vitreous`. Default: those of this process.
+    """
+    try:
+        code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value", help_on_error=False)
+    except VitreousError as error:
+        code = _fail(str(error))
+    except CycloptsError as error:
+        code = _fail(
+            f"{' '.join(str(error).split())} See: vitreous {' '.join([*(error.command_chain or ()), '--help'])}"
+        )
+    except BrokenPipeError:  # the reader of our output, such as `head`, has gone
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        code = 0
+    except OSError as error:
+        code = _fail(f"{error.strerror or error}: {error.filename}" if error.filename else str(error))
+    except KeyboardInterrupt:
+        print("Interrupted", file=sys.stderr)
+        code = 130
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str) -> int:
+    print(f"Error: {' '.join(message.split())}", file=sys.stderr)
+    return 2

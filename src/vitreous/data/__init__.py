@@ -1,0 +1,31 @@
+"""Data: from folders to batches of uint8 images. Nothing in here knows Keras, and importing it loads neither Pillow
+nor scikit-learn.
+"""
+
+from vitreous.data.images import IMAGE_SUFFIXES, check_image_header, decode_image, resize_image
+from vitreous.data.labelled import LabelledImages, load_evaluation_images
+from vitreous.data.pipeline import Batch, Loader
+from vitreous.data.sources import BUILT_IN, Dataset, Example, ImageSet, list_image_files, load_dataset
+from vitreous.data.splits import stratified_split
+from vitreous.data.transforms import AugmentConfig, augment_image, example_generator
+
+__all__ = [
+    "BUILT_IN",
+    "IMAGE_SUFFIXES",
+    "AugmentConfig",
+    "Batch",
+    "Dataset",
+    "Example",
+    "ImageSet",
+    "LabelledImages",
+    "Loader",
+    "augment_image",
+    "check_image_header",
+    "decode_image",
+    "example_generator",
+    "list_image_files",
+    "load_dataset",
+    "load_evaluation_images",
+    "resize_image",
+    "stratified_split",
+]

@@ -1,0 +1,88 @@
+"""Labelled images to measure a trained model on."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from vitreous.data.folders import find_splits, list_folder, read_folder, shorten
+from vitreous.data.sources import BUILT_IN, ImageSet, load_dataset
+from vitreous.errors import DataError
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """Images whose labels follow a trained model's classes.
+
+    Args:
+        images: Label k means the model's class k.
+        split: `"train"`, `"val"`, `"test"`, or `"all"` for a folder without splits.
+        broken: Files that cannot be read, and why; they are not in `images`.
+    """
+
+    images: ImageSet
+    split: str
+    broken: dict[str, str] = field(default_factory=dict)
+
+
+def load_evaluation_images(
+    data: str | Path,
+    class_names: tuple[str, ...],
+    *,
+    split: str | None = None,
+    seed: int = 0,
+    trained_on: str | None = None,
+) -> LabelledImages:
+    """Loads the images that a trained model should be measured on.
+
+    Args:
+        data: A built-in name, or a folder laid out as for training; a single class is enough.
+        class_names: The model's classes; the data's must be among them.
+        split: The part wanted. Default: test where the data has splits; all of it where it has none, unless the model
+            was trained on a part of it: then the test images that were kept apart.
+        seed: The seed the model was trained with; it decides splits that the data does not give.
+        trained_on: Fingerprint of the data that the model was trained on.
+
+    Raises:
+        DataError: If a class is unknown to the model, or there is no such split.
+    """
+    root = Path(data)
+    is_plain_folder = str(data) not in BUILT_IN and root.is_dir() and not find_splits(root, list_folder(str(root))[0])
+    dataset = None
+    if split is not None or not is_plain_folder:
+        dataset = load_dataset(data, seed=seed)
+    elif trained_on is not None:
+        try:
+            candidate = load_dataset(data, seed=seed)
+        except DataError:
+            candidate = None  # one class only: no model was trained on that
+        if candidate is not None and candidate.fingerprint == trained_on:
+            dataset = candidate
+    if dataset is None:
+        contents = read_folder(root, min_classes=1)
+        files = contents.splits["all"]
+        images = ImageSet(
+            [file.name for file in files],
+            [file.label for file in files],
+            root=root,
+            file_sizes=[file.num_bytes for file in files],
+        )
+        found, names, broken = "all", contents.class_names, contents.broken
+    else:
+        found, names, broken = split or "test", dataset.class_names, dataset.broken
+        if found not in dataset.splits:
+            raise DataError(
+                f"Cannot evaluate on {data}. Expected a {found} split. Received: splits={list(dataset.splits)}. "
+                "Pass one of these."
+            )
+        images = dataset.splits[found]
+    if unknown := [name for name in names if name not in class_names]:
+        raise DataError(
+            f"Cannot evaluate on {data}. Expected classes among the model's: {shorten(class_names)}. "
+            f"Received: unknown classes {shorten(unknown)}. Rename the folders, or pass the run that knows them."
+        )
+    position = np.array([class_names.index(name) for name in names], dtype="int32")
+    relabelled = ImageSet(
+        images.names, position[images.labels], root=images.root, arrays=images.arrays, file_sizes=images.file_sizes
+    )
+    return LabelledImages(relabelled, found, broken)

@@ -1,0 +1,237 @@
+"""Batches of uint8 images for training and evaluation, made ahead of time by threads.
+
+Order and pixels depend on the seed, the epoch and the index of an example, never on the threads: a run that is resumed
+at batch n sees what an unbroken run would have seen.
+"""
+
+import math
+import os
+import threading
+from collections import deque
+from collections.abc import Generator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from vitreous.data.images import resize_image
+from vitreous.data.sources import ImageSet
+from vitreous.data.transforms import AugmentConfig, augment_image, example_generator
+from vitreous.errors import ImageError
+from vitreous.spec import InputSpec, check
+
+_MAX_WORKERS = 8
+_MIN_CHUNK = 8  # images; less, and handing work to a thread costs as much as the work
+_SMALL_PIXELS = 64 * 64  # up to here an image is made so fast that threads only fight over the interpreter's lock
+_SMALL_FILE_BYTES = 16_384
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Some images, always as many as the batch size.
+
+    Args:
+        images: uint8, (B, H, W, C); zeros where `mask` is False.
+        labels: int32, (B,); 0 for padding.
+        mask: bool, (B,). False for padding in the last batch, and for images that cannot be decoded.
+        indices: int64, (B,). Position of each image in its `ImageSet`; -1 for padding.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    mask: np.ndarray
+    indices: np.ndarray
+
+
+class Loader:
+    """Makes batches out of an `ImageSet`.
+
+    Args:
+        images: The images.
+        input_spec: Size, channels and filter of what the model takes. Pixels stay uint8: the model normalises them.
+        batch_size: B, images in a batch.
+        augment: Random changes, for training. Default: none; each image is resized as in evaluation.
+        shuffle: Whether each epoch has its own order.
+        drop_last: Whether to leave out a last batch that is not full; else it is padded.
+        seed: Decides order and changes.
+        num_workers: Threads that work ahead; 0 makes each batch when it is asked for. Default: 1 for small images,
+            else one for each core, up to 8.
+        cache_bytes: Memory for decoded images; the first ones to fit are kept.
+
+    Attributes:
+        num_batches: Batches in an epoch.
+        broken: Name of each image that turned out to be unreadable, and why. It grows as images are read.
+
+    Raises:
+        ConfigError: If a number is out of range, or `drop_last` leaves no batch.
+
+    Example:
+        >>> import numpy as np
+        >>> images = ImageSet(["a", "b", "c"], [0, 1, 0], arrays=np.zeros((3, 8, 8, 3), "uint8"))
+        >>> loader = Loader(images, InputSpec(image_size=(16, 16)), batch_size=2)
+        >>> [batch.mask.tolist() for batch in loader.epoch(0)]
+        [[True, True], [True, False]]
+    """
+
+    def __init__(
+        self,
+        images: ImageSet,
+        input_spec: InputSpec,
+        *,
+        batch_size: int,
+        augment: AugmentConfig | None = None,
+        shuffle: bool = False,
+        drop_last: bool = False,
+        seed: int = 0,
+        num_workers: int | None = None,
+        cache_bytes: int = 1 << 30,
+    ):
+        numbers = {"batch_size": (batch_size, 1), "num_workers": (num_workers or 0, 0), "cache_bytes": (cache_bytes, 0)}
+        for name, (value, least) in numbers.items():
+            expected = f"{least} or more"
+            check(value >= least, f"Cannot use {name}.", expected, f"{name}={value}", f"Pass {expected}.")
+        check(
+            len(images) >= (batch_size if drop_last else 1),
+            "Cannot make batches.",
+            "at least one full batch of images" if drop_last else "at least one image",
+            f"{len(images)} images, batch_size={batch_size}, drop_last={drop_last}",
+            "Pass a smaller batch_size, or drop_last=False." if len(images) else "Pass an ImageSet with images.",
+        )
+        self.images = images
+        self.input_spec = input_spec
+        self.batch_size = batch_size
+        self.augment = augment
+        self.shuffle = shuffle
+        self.drop_last = drop_last
+        self.seed = seed
+        self.num_workers = self._choose_num_workers() if num_workers is None else num_workers
+        self.cache_bytes = cache_bytes
+        self.num_batches = len(images) // batch_size if drop_last else -(-len(images) // batch_size)
+        self.broken: dict[str, str] = {}
+        self._min_size = None if augment is None else _smallest_side(input_spec, augment)
+        self._cache: dict[int, np.ndarray] = {}
+        self._cached_bytes = 0
+        self._lock = threading.Lock()
+
+    def _choose_num_workers(self) -> int:
+        height, width = self.input_spec.image_size
+        if height * width <= _SMALL_PIXELS and self.images.file_sizes.mean() <= _SMALL_FILE_BYTES:
+            return 1
+        has_affinity = hasattr(os, "sched_getaffinity")
+        num_cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+        return min(num_cores, _MAX_WORKERS)
+
+    def order(self, epoch: int) -> np.ndarray:
+        """Returns the order of the images in an epoch: int64, (len(images),). It depends on (seed, epoch) alone."""
+        if not self.shuffle:
+            return np.arange(len(self.images))
+        return np.random.default_rng((self.seed % 2**64, epoch)).permutation(len(self.images))
+
+    def epoch(self, epoch: int, start_batch: int = 0) -> Generator[Batch, None, None]:
+        """Yields the batches of one epoch.
+
+        Closing the generator, or leaving it by an exception, stops its threads.
+
+        Args:
+            epoch: Which epoch, from 0.
+            start_batch: First batch to yield, to resume in the middle of an epoch.
+
+        Raises:
+            ConfigError: If either is out of range.
+            MissingPathError: While iterating, if a file is no longer there.
+        """
+        check(epoch >= 0, "Cannot start an epoch.", "0 or more", f"epoch={epoch}", "Count epochs from 0.")
+        check(
+            0 <= start_batch <= self.num_batches,
+            "Cannot start in the middle of an epoch.",
+            f"a batch from 0 to {self.num_batches}",
+            f"start_batch={start_batch}",
+            "Resume with the batch size and the data that the run began with.",
+        )
+        return self._batches(epoch, start_batch)
+
+    def _batches(self, epoch: int, start_batch: int) -> Generator[Batch, None, None]:
+        order, stop = self.order(epoch), threading.Event()
+        numbers = range(start_batch, self.num_batches)
+        if not self.num_workers:
+            for number in numbers:
+                batch = self._empty_batch(order, number)
+                self._fill(batch, range(self.batch_size), epoch, stop)
+                yield batch
+            return
+        size = max(_MIN_CHUNK, -(-self.batch_size // self.num_workers))
+        chunks = [range(start, min(start + size, self.batch_size)) for start in range(0, self.batch_size, size)]
+        num_ahead = max(2, -(-2 * self.num_workers // len(chunks)))
+        pending: deque[tuple[Batch, list[Future[None]]]] = deque()
+        pool = ThreadPoolExecutor(self.num_workers, thread_name_prefix="vitreous-loader")
+        try:
+            for number in numbers:
+                batch = self._empty_batch(order, number)
+                pending.append((batch, [pool.submit(self._fill, batch, rows, epoch, stop) for rows in chunks]))
+                if len(pending) > num_ahead:
+                    yield _finished(*pending.popleft())
+            while pending:
+                yield _finished(*pending.popleft())
+        finally:
+            stop.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _empty_batch(self, order: np.ndarray, number: int) -> Batch:
+        chosen = order[number * self.batch_size : (number + 1) * self.batch_size]
+        indices = np.full(self.batch_size, -1, "int64")
+        indices[: len(chosen)] = chosen
+        labels = np.zeros(self.batch_size, "int32")
+        labels[: len(chosen)] = self.images.labels[chosen]
+        shape = (self.batch_size, *self.input_spec.image_size, self.input_spec.num_channels)
+        return Batch(np.zeros(shape, "uint8"), labels, np.zeros(self.batch_size, bool), indices)
+
+    def _fill(self, batch: Batch, rows: range, epoch: int, stop: threading.Event) -> None:
+        for row in rows:
+            index = int(batch.indices[row])
+            if index < 0 or stop.is_set():
+                return
+            image = self._read(index)
+            if image is None:
+                continue
+            if self.augment is not None:
+                generator = example_generator(self.seed, epoch, index)
+                image = augment_image(image, self.input_spec, self.augment, generator)
+            batch.images[row] = image
+            batch.mask[row] = True
+
+    def _read(self, index: int) -> np.ndarray | None:
+        """Returns a decoded image (resized, if nothing random follows), or None if it is broken."""
+        image = self._cache.get(index)
+        if image is not None:
+            return image
+        name = self.images.names[index]
+        if name in self.broken:
+            return None
+        try:
+            image = self.images.load(index, self.input_spec.num_channels, min_size=self._min_size)
+        except ImageError as error:
+            with self._lock:
+                self.broken[name] = getattr(error, "reason", str(error))
+            return None
+        if self.augment is None:
+            image = resize_image(image, self.input_spec)
+        with self._lock:
+            if index not in self._cache and self._cached_bytes + image.nbytes <= self.cache_bytes:
+                self._cache[index] = image
+                self._cached_bytes += image.nbytes
+        return image
+
+
+def _finished(batch: Batch, futures: list[Future[None]]) -> Batch:
+    for future in futures:
+        future.result()
+    return batch
+
+
+def _smallest_side(input_spec: InputSpec, augment: AugmentConfig) -> int:
+    """Returns the pixels that the shorter side of an image must keep, so that a smaller decode costs no sharpness."""
+    largest = max(input_spec.image_size)
+    if not augment.has_crop:
+        return math.ceil(2 * largest / input_spec.crop_fraction)
+    narrow, wide = augment.crop_ratio
+    return math.ceil(largest / math.sqrt(augment.crop_scale[0] * min(narrow, 1 / wide)))

@@ -1,0 +1,84 @@
+"""The exceptions of vitreous.
+
+    VitreousError
+    ├── ConfigError            (ValueError)         an option or an argument that cannot work
+    │   └── UnknownNameError   (LookupError)        a name that no table has; offers the nearest ones
+    ├── DataError              (ValueError)         a data set that cannot be used
+    │   └── ImageError         (ValueError)         one image that cannot be read
+    ├── MissingPathError       (FileNotFoundError)  a path that does not exist
+    ├── RunError               (ValueError)         a folder that is not a run, or not a whole one
+    │   └── RunExistsError     (FileExistsError)    a run that would be overwritten
+    ├── TrainingError          (RuntimeError)       training that cannot go on
+    └── MissingDependencyError (ImportError)        an optional package that is not installed
+
+Each message has four parts: what failed; what was expected; `Received: name=value`; what to do.
+The command line and the server translate these into an exit code or a status; nothing else catches them.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class VitreousError(Exception):
+    """Base of every error that vitreous raises on purpose."""
+
+
+class ConfigError(VitreousError, ValueError):
+    """An option or an argument has a value that cannot work."""
+
+
+class UnknownNameError(ConfigError, LookupError):
+    """A name is in no table.
+
+    Args:
+        kind: What was looked up, in the singular (`"model"`).
+        name: The name that was not found.
+        known: The names that exist; the nearest ones go into the message.
+        hint: What to do to see them all.
+    """
+
+    def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = ""):
+        nearest = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+        offer = f"Nearest: {', '.join(nearest)}. " if nearest else ""
+        super().__init__(f"Unknown {kind}. Received: {kind}={name!r}. {offer}{hint}".strip())
+        self.nearest = nearest
+
+
+class DataError(VitreousError, ValueError):
+    """A data set cannot be used as it is."""
+
+
+class ImageError(DataError):
+    """One image cannot be read or decoded."""
+
+
+class MissingPathError(VitreousError, FileNotFoundError):
+    """A path does not exist."""
+
+
+class RunError(VitreousError, ValueError):
+    """A folder is not a run, or not a whole one."""
+
+
+class RunExistsError(RunError, FileExistsError):
+    """A run already exists where a new one would be written."""
+
+
+class TrainingError(VitreousError, RuntimeError):
+    """Training cannot go on."""
+
+
+class MissingDependencyError(VitreousError, ImportError):
+    """An optional package is not installed.
+
+    Args:
+        package: The package that is missing.
+        extra: The extra of vitreous that installs it.
+        purpose: What needs it.
+    """
+
+    def __init__(self, package: str, extra: str, purpose: str):
+        super().__init__(
+            f"{purpose} needs the package {package}, which is not installed. "
+            f"Received: extra={extra!r} missing. Install it with: pip install 'vitreous[{extra}]'"
+        )

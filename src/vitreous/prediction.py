@@ -1,0 +1,162 @@
+"""A run at work: classify images, and measure the run on labelled ones."""
+
+import csv
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+from vitreous.data import Loader, decode_image, list_image_files, load_evaluation_images, resize_image
+from vitreous.errors import ConfigError
+from vitreous.evaluation import collect_logits, compute_metrics, softmax
+from vitreous.model import create_predict_function
+from vitreous.training import Run, load_run
+
+_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a run says of one image.
+
+    Args:
+        path: The image.
+        classes: Class names, the most probable first.
+        probabilities: Of these classes, in [0, 1].
+    """
+
+    path: Path
+    classes: tuple[str, ...]
+    probabilities: tuple[float, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns plain values, fit for JSON."""
+        pairs = zip(self.classes, self.probabilities, strict=True)
+        return {"image": str(self.path), "predictions": [{"class": c, "probability": p} for c, p in pairs]}
+
+
+def predict(
+    run: str | Path | Run,
+    images: str | Path | Iterable[str | Path],
+    *,
+    top_k: int = 5,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> list[Prediction]:
+    """Classifies image files.
+
+    Args:
+        run: A run, or its folder.
+        images: Image files and folders of images (walked, in sorted order).
+        top_k: How many classes to name for each image, at most.
+        on_progress: Called with the images done and the images in all.
+
+    Returns:
+        One `Prediction` for each image, in order.
+
+    Raises:
+        MissingPathError: If a path does not exist.
+        DataError: If a folder holds no images.
+        ImageError: If an image cannot be read; it is named.
+        RunError: If `run` is no run.
+
+    Example:
+
+    ```python
+    for prediction in vitreous.predict("runs/digits-1", "photos/"):
+        print(prediction.path, prediction.classes[0], prediction.probabilities[0])
+    ```
+    """
+    if top_k < 1:
+        raise ConfigError(
+            f"Cannot name classes. Expected top_k of at least 1. Received: top_k={top_k}. Pass 1 or more."
+        )
+    run = run if isinstance(run, Run) else load_run(run)
+    paths = list_image_files([images] if isinstance(images, str | Path) else list(images))
+    spec = run.input_spec
+    infer = create_predict_function(run.load_model(), spec)
+    names = run.class_names
+    predictions: list[Prediction] = []
+
+    def read(path: Path) -> np.ndarray:
+        return resize_image(decode_image(path, spec.num_channels), spec)
+
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        for start, pixels in _ahead(pool, read, paths):
+            batch = np.stack(pixels)
+            padded = np.concatenate([batch, np.zeros((_BATCH - len(batch), *batch.shape[1:]), "uint8")])
+            logits = infer(padded if len(paths) > _BATCH else batch)[: len(batch)]
+            for path, shares in zip(paths[start : start + len(batch)], softmax(logits), strict=True):
+                best = np.argsort(-shares, kind="stable")[:top_k]
+                predictions.append(
+                    Prediction(path, tuple(names[i] for i in best), tuple(float(shares[i]) for i in best))
+                )
+            if on_progress:
+                on_progress(len(predictions), len(paths))
+    return predictions
+
+
+def _ahead(
+    pool: ThreadPoolExecutor, read: Callable[[Path], np.ndarray], paths: Sequence[Path]
+) -> Iterator[tuple[int, list[np.ndarray]]]:
+    """Yields batches of images with the index of their first, while the next batch is being read."""
+    starts = list(range(0, len(paths), _BATCH))
+    pending = [pool.submit(read, path) for path in paths[:_BATCH]]
+    for start in starts:
+        following = [pool.submit(read, path) for path in paths[start + _BATCH : start + 2 * _BATCH]]
+        try:
+            yield start, [future.result() for future in pending]
+        except BaseException:
+            for future in (*pending, *following):
+                future.cancel()
+            raise
+        pending = following
+
+
+def write_predictions_json(predictions: Sequence[Prediction], file: TextIO) -> None:
+    """Writes predictions as one JSON array."""
+    json.dump([prediction.to_dict() for prediction in predictions], file, indent=2, ensure_ascii=False)
+    file.write("\n")
+
+
+def write_predictions_csv(predictions: Sequence[Prediction], file: TextIO) -> None:
+    """Writes predictions as CSV: a row an image, two columns (class, probability) for each rank."""
+    ranks = range(1, 1 + max((len(p.classes) for p in predictions), default=0))
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(["image", *(f"{field}_{rank}" for rank in ranks for field in ("class", "probability"))])
+    for p in predictions:
+        pairs = zip(p.classes, p.probabilities, strict=True)
+        writer.writerow([p.path, *(value for name, share in pairs for value in (name, f"{share:.6f}"))])
+
+
+def evaluate(run: str | Path | Run, data: str | Path | None = None, *, split: str | None = None) -> dict[str, Any]:
+    """Measures a run on labelled images.
+
+    Args:
+        run: A run, or its folder.
+        data: A built-in name, or a folder with one folder a class, named as the run's classes (not all need be there).
+            Default: the data that the run was trained on.
+        split: `"train"`, `"val"` or `"test"` of that data. Default: its test images; for a folder without splits, all
+            its images, unless the run was trained on that very folder: then the images held out from training.
+
+    Returns:
+        What `vitreous.evaluation.compute_metrics` returns, and `data`, `split` and `broken_files`.
+
+    Raises:
+        DataError: If the data cannot be used, or has a class that the run does not know.
+        RunError: If `run` is no run.
+    """
+    run = run if isinstance(run, Run) else load_run(run)
+    record = run.config["data"]
+    source = data if data is not None else record["name"] if record["root"] == "(built in)" else record["root"]
+    found = load_evaluation_images(
+        source, run.class_names, split=split, seed=run.config["seed"], trained_on=record["fingerprint"]
+    )
+    loader = Loader(found.images, run.input_spec, batch_size=min(_BATCH, len(found.images)))
+    infer = create_predict_function(run.load_model(), run.input_spec)
+    logits, labels, _ = collect_logits(infer, loader.epoch(0))
+    metrics = compute_metrics(logits, labels, run.class_names)
+    return {"data": str(source), "split": found.split, **metrics, "broken_files": {**found.broken, **loader.broken}}

@@ -1,0 +1,25 @@
+"""Training: recipes, the loop, and the run folder it leaves.
+
+Names are looked up when first used, so that recipes can be read without Keras.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vitreous.training.run import Run, load_model, load_run
+    from vitreous.training.train import train
+
+__all__ = ["Run", "load_model", "load_run", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("Run", "load_model", "load_run"):
+        from vitreous.training import run
+
+        return getattr(run, name)
+    if name == "train":
+        from vitreous.training.train import train
+
+        globals()["train"] = train  # the function, not the submodule that importing it puts here
+        return train
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,199 @@
+"""The training loop: batches in, a trained average of weights and a history out."""
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from vitreous.data import Loader
+from vitreous.errors import TrainingError
+from vitreous.evaluation import collect_logits, compute_metrics
+from vitreous.model import VisionTransformer, create_predict_function
+from vitreous.spec import InputSpec
+from vitreous.training.progress import Reporter, Status
+from vitreous.training.recipe import OptimizerConfig
+from vitreous.training.schedules import average_decay, learning_rate
+from vitreous.training.step import create_optimizer, create_step
+
+_EVALUATIONS = 50  # at most so many while training, and one at the end
+_REFRESH_SECONDS = 0.5  # between two readings of the loss
+
+
+@dataclass
+class History:
+    """What training leaves besides weights.
+
+    Args:
+        rows: One dict for each evaluation: epoch, step, seconds, learning_rate, train_loss, train_accuracy, val_loss,
+            val_accuracy, images_per_second.
+        num_steps: Steps done.
+        num_images: Images trained on, with repetition.
+        seconds: Wall-clock time of training, with compilation and evaluation.
+        is_interrupted: Whether the user ended it early.
+    """
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    num_steps: int = 0
+    num_images: int = 0
+    seconds: float = 0.0
+    is_interrupted: bool = False
+
+
+class _Interrupt:
+    """Turns the first Ctrl-C into a flag, so that no step is torn; the second one is the usual KeyboardInterrupt."""
+
+    def __init__(self) -> None:
+        self.is_set = False
+
+    def __enter__(self) -> "_Interrupt":
+        self.is_main = threading.current_thread() is threading.main_thread()
+        if self.is_main:
+            self.previous = signal.signal(signal.SIGINT, self._handle)
+        return self
+
+    def _handle(self, *_: Any) -> None:
+        self.is_set = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def __exit__(self, *_: Any) -> None:
+        if self.is_main:
+            signal.signal(signal.SIGINT, self.previous)
+
+
+def fit(
+    model: VisionTransformer,
+    average: VisionTransformer,
+    train: Loader,
+    val: Loader | None,
+    *,
+    input_spec: InputSpec,
+    config: OptimizerConfig,
+    class_names: tuple[str, ...],
+    num_epochs: int | None = None,
+    budget_seconds: float | None = None,
+    reporter: Reporter | None = None,
+    on_row: Callable[[list[dict[str, Any]]], None] | None = None,
+) -> History:
+    """Trains `model`, and leaves the average of its weights in `average`.
+
+    Args:
+        model: A built model.
+        average: A second one of the same architecture.
+        train: Training batches, shuffled.
+        val: Validation batches, or None.
+        input_spec: How images are normalised.
+        config: Optimiser and schedule.
+        class_names: K names, in the order of the logits.
+        num_epochs: Passes over the training data; or:
+        budget_seconds: Wall-clock time to train for; the schedule follows the clock and ends with it.
+        reporter: Where progress is shown.
+        on_row: Called with all rows so far after each new one.
+
+    Returns:
+        The history. On the first Ctrl-C training ends after the step at hand and `is_interrupted` is set.
+
+    Raises:
+        TrainingError: If the loss is no longer finite.
+    """
+    reporter = reporter or Reporter()
+    history = History()
+    step = create_step(
+        model,
+        average,
+        create_optimizer(model, config),
+        input_spec=input_spec,
+        label_smoothing=config.label_smoothing,
+    )
+    predict = create_predict_function(average, input_spec)
+    total_steps = (num_epochs or 0) * train.num_batches
+    start = time.monotonic()
+
+    def get_progress() -> float:
+        return (time.monotonic() - start) / budget_seconds if budget_seconds else history.num_steps / total_steps
+
+    def is_done() -> bool:
+        return interrupt.is_set or get_progress() >= 1
+
+    progress, last_row_progress, epoch = 0.0, 0.0, 0
+    row_start, row_steps, row_images = start, 0, 0
+    loss_sum, correct_sum = 0.0, 0.0  # become scalars on the device; read only when shown
+    shown_time, shown_images, shown_sums = start, 0, (0.0, 0.0, 0, 0)
+    with _Interrupt() as interrupt:
+        while not is_done():
+            batches = train.epoch(epoch)
+            epoch += 1
+            for batch in batches:
+                rate = learning_rate(
+                    min(get_progress(), 1.0),
+                    peak=config.learning_rate,
+                    warmup_fraction=config.warmup_fraction,
+                    final_fraction=config.final_fraction,
+                )
+                history.num_steps += 1
+                decay = average_decay(history.num_steps, get_progress(), horizon_fraction=config.average_fraction)
+                loss, correct = step(batch, learning_rate=rate, decay=decay)
+                loss_sum, correct_sum = loss_sum + loss, correct_sum + correct
+                row_steps += 1
+                row_images += (num_images := int(batch.mask.sum()))
+                history.num_images += num_images
+                now = time.monotonic()
+                if now - shown_time > _REFRESH_SECONDS:
+                    sums = (float(loss_sum), float(correct_sum), row_steps, row_images)
+                    _check_finite(sums[0], history.num_steps, config)
+                    recent = [new - old for new, old in zip(sums, shown_sums, strict=True)]
+                    progress = min(get_progress(), 1.0)
+                    reporter.step(
+                        Status(
+                            progress=progress,
+                            epoch=epoch,
+                            loss=recent[0] / max(recent[2], 1),
+                            accuracy=recent[1] / max(recent[3], 1),
+                            images_per_second=(history.num_images - shown_images) / (now - shown_time),
+                            seconds_left=(now - start) * (1 - progress) / max(progress, 1e-6),
+                        )
+                    )
+                    shown_time, shown_images, shown_sums = now, history.num_images, sums
+                if is_done():
+                    batches.close()
+                    break
+            if row_steps and (is_done() or get_progress() - last_row_progress >= 1 / _EVALUATIONS):
+                seconds = time.monotonic() - row_start
+                _check_finite(float(loss_sum), history.num_steps, config)
+                row = {
+                    "epoch": epoch,
+                    "step": history.num_steps,
+                    "seconds": 0.0,
+                    "learning_rate": rate,
+                    "train_loss": float(loss_sum) / row_steps,
+                    "train_accuracy": float(correct_sum) / max(row_images, 1),
+                    "val_loss": None,
+                    "val_accuracy": None,
+                    "images_per_second": row_images / seconds,
+                }
+                if val is not None:
+                    step.synchronize()
+                    metrics = compute_metrics(*collect_logits(predict, val.epoch(0))[:2], class_names)
+                    row |= {"val_loss": metrics["loss"], "val_accuracy": metrics["accuracy"]}
+                row["seconds"] = time.monotonic() - start
+                history.rows.append(row)
+                reporter.row(row)
+                if on_row:
+                    on_row(history.rows)
+                last_row_progress = get_progress()
+                row_start, row_steps, row_images = time.monotonic(), 0, 0
+                loss_sum, correct_sum, shown_sums = 0.0, 0.0, (0.0, 0.0, 0, 0)
+        step.synchronize()
+        history.is_interrupted = interrupt.is_set
+    history.seconds = time.monotonic() - start
+    return history
+
+
+def _check_finite(loss: float, step: int, config: OptimizerConfig) -> None:
+    if not math.isfinite(loss):
+        raise TrainingError(
+            f"Cannot go on training. Expected a finite loss. Received: loss={loss} at or shortly before step {step}. "
+            f"Lower the learning rate (now {config.learning_rate:g}), or train with --precision float32."
+        )

@@ -1,0 +1,207 @@
+"""What a training run is made of: records with defaults, TOML files that fill them, and the choice for some data."""
+
+import re
+import tomllib
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from vitreous.data.transforms import AugmentConfig
+from vitreous.errors import ConfigError, MissingPathError, UnknownNameError
+from vitreous.spec import Record, check
+
+_UNITS = {"s": 1, "m": 60, "h": 3600}
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig(Record):
+    """How weights move: AdamW, its schedule, and the average of the weights.
+
+    Args:
+        learning_rate: Peak learning rate.
+        weight_decay: Decoupled weight decay (times the learning rate); never on biases, norms, tokens and positions.
+        warmup_fraction: Share of training in which the learning rate rises from 0, in [0, 1).
+        final_fraction: Learning rate at the end as a share of the peak, in [0, 1].
+        beta_2: Decay of AdamW's second moment, in (0, 1).
+        clip_norm: Largest norm of all gradients together; 0 clips nothing.
+        label_smoothing: Share of the target spread over all classes, in [0, 1).
+        average_fraction: How far the averaged weights (EMA) reach back, as a share of training; 0 turns them off.
+
+    Source: Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101 (AdamW); Szegedy et al. 2016,
+    https://arxiv.org/abs/1512.00567 (label smoothing).
+    """
+
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.05
+    warmup_fraction: float = 0.05
+    final_fraction: float = 0.01
+    beta_2: float = 0.99
+    clip_norm: float = 1.0
+    label_smoothing: float = 0.1
+    average_fraction: float = 0.05
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("learning_rate", 1e-12, 10),
+            ("weight_decay", 0, 10),
+            ("warmup_fraction", 0, 0.99),
+            ("final_fraction", 0, 1),
+            ("beta_2", 0.5, 0.99999),
+            ("clip_norm", 0, 1e9),
+            ("label_smoothing", 0, 0.99),
+            ("average_fraction", 0, 1),
+        ):
+            value = getattr(self, name)
+            check(
+                low <= value <= high,
+                f"Cannot use {name}.",
+                f"a value from {low:g} to {high:g}",
+                f"{name}={value}",
+                "Pass one in that range.",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(Record):
+    """Everything that decides a training run but the data and the seed.
+
+    Args:
+        model: Name of the model, as in `vitreous models`.
+        image_size: Image height and width in pixels. Default: the model's own.
+        num_channels: 3 (colour) or 1 (grey).
+        resize_mode: How an image is brought to its size for evaluation: crop, squash or pad.
+        epochs: Passes over the training images. Default: as many as show the model `num_examples_seen` images.
+        num_examples_seen: Images shown to the model in all, when neither epochs nor time are given.
+        time: Time budget such as 90s, 20m or 1.5h, instead of epochs: the schedule ends when the time does.
+        batch_size: Images per step.
+        dropout_rate: Share of MLP and projection outputs dropped, in [0, 1).
+        stochastic_depth_rate: Probability that the last block is skipped for an example, in [0, 1).
+        precision: float32, bfloat16 (weights stay float32), or auto: the faster one on this hardware.
+        optimizer: How weights move.
+        augment: How training images are varied.
+    """
+
+    model: str = "vit_tiny_patch16_224"
+    image_size: tuple[int, int] | None = None
+    num_channels: int = 3
+    resize_mode: Literal["crop", "squash", "pad"] = "crop"
+    epochs: int | None = None
+    num_examples_seen: int = 300_000
+    time: str | None = None
+    batch_size: int = 64
+    dropout_rate: float = 0.0
+    stochastic_depth_rate: float = 0.0
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "num_examples_seen", "batch_size"):
+            value = getattr(self, name)
+            check(
+                value is None or value >= 1,
+                f"Cannot use {name}.",
+                "at least 1",
+                f"{name}={value}",
+                "Pass a positive number.",
+            )
+        if self.time is not None:
+            parse_seconds(self.time)
+
+    @property
+    def budget_seconds(self) -> float | None:
+        """The time budget in seconds, or None."""
+        return None if self.time is None else parse_seconds(self.time)
+
+    def merge(self, changes: dict[str, Any]) -> "Recipe":
+        """Returns a copy with some values changed; `changes` may nest (`{"optimizer": {"learning_rate": 1e-4}}`).
+
+        An explicit number of epochs takes the place of a time budget, and the reverse.
+        """
+        values = self.to_dict()
+        if changes.get("epochs") is not None and changes.get("time") is None:
+            values["time"] = None
+        if changes.get("time") is not None and changes.get("epochs") is None:
+            values["epochs"] = None
+        for key, value in changes.items():
+            values[key] = {**values[key], **value} if isinstance(values.get(key), dict) else value
+        return Recipe.from_dict(values)
+
+
+def parse_seconds(text: str) -> float:
+    """Returns the seconds in a time such as `"90s"`, `"20m"`, `"1.5h"` or `"45"` (seconds).
+
+    Raises:
+        ConfigError: If the text is no time, or not a positive one.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", str(text).strip().lower())
+    if not match or float(match[1]) <= 0:
+        raise ConfigError(
+            f"Cannot read the time. Expected a number and a unit. Received: time={text!r}. "
+            "Pass seconds, minutes or hours, such as 90s, 20m or 1.5h."
+        )
+    return float(match[1]) * _UNITS[match[2] or "s"]
+
+
+def list_recipes() -> list[str]:
+    """Lists the names of the recipes that vitreous carries."""
+    folder = resources.files("vitreous").joinpath("recipes")
+    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def load_recipe(name: str | Path) -> Recipe:
+    """Loads a recipe by name, or from a TOML file.
+
+    Args:
+        name: A name that `list_recipes()` has, or the path of a `.toml` file.
+
+    Raises:
+        UnknownNameError: If there is no such recipe, or the file has an unknown key; the nearest are named.
+        MissingPathError: If the file does not exist.
+        ConfigError: If the file is not TOML, or a value is out of range.
+    """
+    if str(name).endswith(".toml"):
+        path = Path(name)
+        if not path.is_file():
+            raise MissingPathError(
+                f"Cannot load a recipe. Expected a TOML file. Received: recipe={str(name)!r}, which does not exist. "
+                "Check the path."
+            )
+        text = path.read_text()
+    else:
+        if name not in list_recipes():
+            raise UnknownNameError("recipe", str(name), list_recipes(), f"Recipes: {', '.join(list_recipes())}.")
+        text = resources.files("vitreous").joinpath("recipes", f"{name}.toml").read_text()
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(
+            f"Cannot load a recipe. Expected TOML. Received: recipe={str(name)!r}, {error}. Mend the file."
+        ) from error
+    return Recipe.from_dict(values)
+
+
+def choose_recipe(name: str, image_side: float) -> str:
+    """Chooses the recipe for some data.
+
+    Args:
+        name: Name of the data set.
+        image_side: Median of the images' shorter sides, in pixels.
+
+    Returns:
+        A name that `list_recipes()` has.
+    """
+    if name in list_recipes():
+        return name
+    if image_side <= 48:
+        return "small32"
+    if image_side <= 112:
+        return "small64"
+    return "photos"
+
+
+def describe_recipe(name: str) -> str:
+    """Returns the first comment line of a recipe that vitreous carries: what it is for."""
+    text = resources.files("vitreous").joinpath("recipes", f"{name}.toml").read_text()
+    return text.splitlines()[0].lstrip("# ")

@@ -1,0 +1,192 @@
+"""The run folder: what training leaves, written whole or not at all, and read again.
+
+    model.keras     the trained weights (their average over the last steps) and the architecture
+    config.toml     every option as it was resolved: recipe, input, classes, data, versions, seed
+    history.csv     a row for each evaluation while training
+    metrics.json    what was measured on model.keras as read back from disk
+    *.png           curves, confusion matrix, one image beside its patches, test images with answers
+    README.md       what all this is, and the command that made it
+
+While training goes on, the files lie in a folder beside it whose name ends in `.partial`; one rename makes it a run.
+"""
+
+import csv
+import json
+import os
+import shutil
+import tomllib
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitreous.errors import MissingPathError, RunError, RunExistsError
+from vitreous.spec import InputSpec
+
+if TYPE_CHECKING:  # a run can be read, and refused, without waiting for Keras
+    from vitreous.model import VisionTransformer
+
+FORMAT = 1  # of the folder; raised when an older vitreous could no longer read a new run
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run, as it lies on disk.
+
+    Args:
+        path: The folder.
+        config: What `config.toml` holds.
+        metrics: What `metrics.json` holds.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    metrics: dict[str, Any]
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the logits."""
+        return tuple(self.config["data"]["class_names"])
+
+    @property
+    def input_spec(self) -> InputSpec:
+        """What images must go through before they enter the model."""
+        return InputSpec.from_dict(self.config["input"])
+
+    def load_model(self) -> "VisionTransformer":
+        """Loads the trained model, in float32.
+
+        Raises:
+            RunError: If `model.keras` is missing or damaged.
+        """
+        return load_model(self.path / "model.keras")
+
+
+def load_run(path: str | Path) -> Run:
+    """Reads a run folder; the model itself is loaded by `Run.load_model()`.
+
+    Args:
+        path: The folder that `train` left.
+
+    Raises:
+        MissingPathError: If there is no such folder.
+        RunError: If the folder is no run, is not whole, or was written by a newer vitreous.
+    """
+    path = Path(path)
+    what = f"Cannot load the run {path}."
+    expected = "Expected a folder with model.keras, config.toml and metrics.json, as `vitreous train` leaves it."
+    if not path.exists():
+        raise MissingPathError(f"{what} {expected} Received: run={str(path)!r}, which does not exist. Check the path.")
+    missing = [name for name in ("model.keras", "config.toml", "metrics.json") if not (path / name).is_file()]
+    if missing:
+        found = "a file" if path.is_file() else f"missing {', '.join(missing)}"
+        raise RunError(f"{what} {expected} Received: {found}. Pass a run folder.")
+    try:
+        config = tomllib.loads((path / "config.toml").read_text())
+        metrics = json.loads((path / "metrics.json").read_text())
+    except ValueError as error:
+        raise RunError(f"{what} {expected} Received: a damaged file ({error}). Train again.") from error
+    if (version := config.get("format", 0)) > FORMAT:
+        raise RunError(
+            f"{what} Expected a run of format {FORMAT} or older. Received: format={version}, written by vitreous "
+            f"{config.get('versions', {}).get('vitreous', '?')}. Install that version."
+        )
+    return Run(path, config, metrics)
+
+
+def load_model(path: str | Path) -> "VisionTransformer":
+    """Loads a model that vitreous saved as `.keras`.
+
+    Raises:
+        MissingPathError: If the file does not exist.
+        RunError: If it is damaged, or holds something else.
+    """
+    import keras
+
+    from vitreous.model import VisionTransformer
+
+    path = Path(path)
+    if not path.is_file():
+        raise MissingPathError(
+            f"Cannot load a model. Expected a .keras file. Received: path={str(path)!r}, which does not exist. "
+            "Check the path."
+        )
+    try:
+        model = keras.saving.load_model(path, compile=False)
+    except (ValueError, OSError, KeyError, TypeError, EOFError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise RunError(
+            f"Cannot load a model. Expected a whole .keras file of a VisionTransformer. Received: {path}, {reason}. "
+            "Take it from a finished run."
+        ) from error
+    if not isinstance(model, VisionTransformer):
+        raise RunError(
+            f"Cannot load a model. Expected a VisionTransformer. Received: {path}, which holds a "
+            f"{type(model).__name__}. Take it from a finished run."
+        )
+    return model
+
+
+class RunWriter:
+    """Writes a run folder beside its final place and moves it there at the end.
+
+    Args:
+        path: Where the run will be.
+        overwrite: Whether a run that is there already may be replaced, once the new one is whole.
+
+    Raises:
+        RunExistsError: If something is there and `overwrite` is False, or it is no run.
+        RunError: If the folder cannot be written.
+    """
+
+    def __init__(self, path: str | Path, *, overwrite: bool = False):
+        self.path = Path(path)
+        what = f"Cannot write the run {self.path}."
+        if self.path.exists():
+            is_run = (self.path / "config.toml").is_file() or (self.path.is_dir() and not any(self.path.iterdir()))
+            if not is_run:
+                raise RunExistsError(
+                    f"{what} Expected a free path, or a run to replace. Received: a {'folder' if self.path.is_dir() else 'file'} "
+                    "that is no run. Pass another --out."
+                )
+            if not overwrite and any(self.path.iterdir()):
+                raise RunExistsError(
+                    f"{what} Expected a free path. Received: out={str(self.path)!r}, where a run lies. "
+                    "Pass another --out, or --overwrite to replace it."
+                )
+        self.partial = self.path.with_name(f".{self.path.name}-{uuid.uuid4().hex[:8]}.partial")
+        try:
+            self.partial.mkdir(parents=True)
+        except OSError as error:
+            raise RunError(
+                f"{what} Expected a folder that can be written. Received: {error.strerror or error}. Pass another --out."
+            ) from error
+
+    def write_text(self, name: str, text: str) -> None:
+        """Writes one file whole."""
+        temporary = self.partial / f".{name}.tmp"
+        temporary.write_text(text)
+        os.replace(temporary, self.partial / name)
+
+    def write_history(self, rows: list[Mapping[str, Any]]) -> None:
+        """Writes all rows of `history.csv` anew."""
+        temporary = self.partial / ".history.csv.tmp"
+        with temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+        os.replace(temporary, self.partial / "history.csv")
+
+    def finish(self) -> Path:
+        """Moves the folder to its final place and returns that."""
+        old = self.partial.with_suffix(".old")
+        if self.path.exists():
+            os.replace(self.path, old)
+        os.replace(self.partial, self.path)
+        shutil.rmtree(old, ignore_errors=True)
+        return self.path
+
+    def discard(self) -> None:
+        """Removes what was written."""
+        shutil.rmtree(self.partial, ignore_errors=True)

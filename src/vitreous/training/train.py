@@ -1,0 +1,336 @@
+"""From data to a run folder: the whole way, in the order in which things can go wrong."""
+
+import dataclasses
+import json
+import platform
+import random
+import shlex
+import sys
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tomli_w
+
+from vitreous import __version__
+from vitreous.backend import select_precision
+from vitreous.data import Dataset, ImageSet, Loader, load_dataset, resize_image
+from vitreous.evaluation import collect_logits, compute_metrics, softmax
+from vitreous.figures import draw_confusion, draw_curves, draw_patches, draw_predictions
+from vitreous.model import VisionTransformer, create_predict_function
+from vitreous.registry import count_parameters, get_spec
+from vitreous.spec import InputSpec, ModelSpec
+from vitreous.training.fit import History, fit
+from vitreous.training.progress import Reporter
+from vitreous.training.recipe import Recipe, choose_recipe, load_recipe
+from vitreous.training.run import FORMAT, Run, RunWriter, load_model, load_run
+
+
+def train(
+    data: str | Path | Dataset,
+    *,
+    out: str | Path | None = None,
+    recipe: str | Path | Recipe | None = None,
+    seed: int = 0,
+    overwrite: bool = False,
+    reporter: Reporter | None = None,
+    **changes: Any,
+) -> Run:
+    """Trains a classifier on labelled images and leaves a run folder.
+
+    Args:
+        data: A folder with one folder a class (with or without train/ and val/ or test/ above them), a built-in name
+            such as `"digits"`, or a loaded `Dataset`.
+        out: Where the run goes. Default: the first free `runs/DATA-N`.
+        recipe: A recipe, its name, or a TOML file. Default: chosen from the data.
+        seed: Decides splits, first weights, order and augmentation.
+        overwrite: Whether a run at `out` may be replaced (once the new one is whole).
+        reporter: Where progress is shown. Default: nowhere.
+        **changes: Fields of `Recipe` that differ from the recipe's; nested ones as dicts
+            (`optimizer={"learning_rate": 3e-4}`).
+
+    Returns:
+        The run, with what was measured on the test images in `run.metrics["test"]`.
+
+    Raises:
+        DataError: If the data cannot be used.
+        ConfigError: If an option cannot work.
+        RunExistsError: If a run lies at `out` and `overwrite` is False.
+        TrainingError: If the loss is no longer finite.
+
+    Example:
+
+    ```python
+    run = vitreous.train("digits", epochs=2)
+    print(run.metrics["test"]["accuracy"])
+    ```
+    """
+    reporter = reporter or Reporter()
+    dataset = data if isinstance(data, Dataset) else load_dataset(data, seed=seed)
+    recipe_name, settled = _settle_recipe(recipe, dataset, changes)
+    spec = get_spec(
+        settled.model,
+        num_classes=len(dataset.class_names),
+        image_size=settled.image_size,
+        num_channels=settled.num_channels,
+        dropout_rate=settled.dropout_rate,
+        stochastic_depth_rate=settled.stochastic_depth_rate,
+    )
+    spec = dataclasses.replace(spec, input=spec.input.replace(resize_mode=settled.resize_mode))
+    train_images = dataset.splits["train"]
+    loader = Loader(
+        train_images,
+        spec.input,
+        batch_size=settled.batch_size,
+        augment=settled.augment,
+        shuffle=True,
+        drop_last=len(train_images) >= settled.batch_size,
+        seed=seed,
+    )
+    if settled.epochs is None and settled.time is None:
+        num_epochs = max(round(settled.num_examples_seen / len(train_images)), 1)
+        settled = dataclasses.replace(settled, epochs=num_epochs)
+    policy = select_precision(settled.precision, keras.backend.backend())
+    writer = RunWriter(out or _free_path(dataset.name), overwrite=overwrite)
+    try:
+        _say_plan(reporter, dataset, recipe_name, settled, spec, policy)
+        random.seed(seed)  # Keras draws the seeds of its layers here; its own set_random_seed would load TensorFlow
+        model = VisionTransformer(spec.config, name=spec.name, dtype=policy)
+        average = VisionTransformer(spec.config, name=spec.name, dtype=policy)
+        config = _config(dataset, recipe_name, settled, spec, seed, policy)
+        writer.write_text("config.toml", _CONFIG_HEAD + tomli_w.dumps(_without_none(config)))
+        evaluate_batch = min(settled.batch_size * 2, 256)
+        val = _loader(dataset.splits.get("val"), spec.input, evaluate_batch)
+        history = fit(
+            model,
+            average,
+            loader,
+            val,
+            input_spec=spec.input,
+            config=settled.optimizer,
+            class_names=dataset.class_names,
+            num_epochs=settled.epochs,
+            budget_seconds=settled.budget_seconds,
+            reporter=reporter,
+            on_row=writer.write_history,
+        )
+        reporter.close()
+        if history.is_interrupted:
+            reporter.note(f"Interrupted after {history.num_images:,} images; saving what has been learnt.")
+        _save_model(average, spec, writer.partial / "model.keras")
+        metrics = _measure(writer.partial / "model.keras", dataset, spec.input, evaluate_batch, writer.partial)
+        broken = {**dataset.broken, **loader.broken, **(val.broken if val else {}), **metrics.pop("broken_files")}
+        if broken:
+            reporter.warn(f"{len(broken)} broken images were left out; metrics.json names them.")
+        metrics |= {
+            "train_seconds": history.seconds,
+            "num_steps": history.num_steps,
+            "num_images_seen": history.num_images,
+            "num_parameters": count_parameters(spec.config),
+            "is_interrupted": history.is_interrupted,
+            "broken_files": broken,
+        }
+        _draw_run(writer.partial, history, dataset, spec)
+        writer.write_text("metrics.json", json.dumps(metrics, indent=2))
+        writer.write_text("README.md", _readme(writer.path, config, metrics, history))
+    except BaseException:
+        reporter.close()
+        writer.discard()
+        raise
+    return load_run(writer.finish())
+
+
+def _settle_recipe(
+    recipe: str | Path | Recipe | None, dataset: Dataset, changes: Mapping[str, Any]
+) -> tuple[str, Recipe]:
+    """Returns the recipe's name and the recipe with all changes in it."""
+    if isinstance(recipe, Recipe):
+        name, base = "(from Python)", recipe
+    else:
+        name = str(recipe or choose_recipe(dataset.name, _median_side(dataset.splits["train"])))
+        base = load_recipe(recipe or name)
+    changes = {key: value for key, value in changes.items() if value is not None}
+    if "model" in changes and changes["model"] != base.model and "image_size" not in changes:
+        changes["image_size"] = None  # the recipe's size was meant for the recipe's model
+    return name, base.merge(changes)
+
+
+def _median_side(images: ImageSet, sample: int = 64) -> float:
+    """Returns the median shorter side, in pixels, of up to `sample` images spread over the set."""
+    chosen = np.unique(np.linspace(0, len(images) - 1, min(sample, len(images))).astype(int))
+    return float(np.median([min(images.load(int(i)).shape[:2]) for i in chosen]))
+
+
+def _free_path(name: str) -> Path:
+    """Returns the first `runs/NAME-N` that does not exist."""
+    number = 1
+    while (path := Path("runs", f"{name}-{number}")).exists():
+        number += 1
+    return path
+
+
+def _loader(images: ImageSet | None, input_spec: InputSpec, batch_size: int) -> Loader | None:
+    return Loader(images, input_spec, batch_size=min(batch_size, len(images))) if images else None
+
+
+def _save_model(average: VisionTransformer, spec: ModelSpec, path: Path) -> None:
+    """Saves the averaged weights in a float32 model: it loads and answers the same on every backend."""
+    model = VisionTransformer(spec.config, name=spec.name, dtype="float32")
+    model.set_weights(average.get_weights())
+    model.save(path)
+
+
+def _measure(path: Path, dataset: Dataset, input_spec: InputSpec, batch_size: int, folder: Path) -> dict[str, Any]:
+    """Evaluates the saved file, as read back, on the held-out images; draws the confusion matrix and some answers."""
+    predict = create_predict_function(load_model(path), input_spec)
+    metrics: dict[str, Any] = {}
+    broken: dict[str, str] = {}
+    for split in ("val", "test"):
+        images = dataset.splits.get(split)
+        loader = _loader(images, input_spec, batch_size)
+        if loader is None or images is None:
+            continue
+        logits, labels, indices = collect_logits(predict, loader.epoch(0))
+        broken |= loader.broken
+        metrics[split] = compute_metrics(logits, labels, dataset.class_names)
+        if split == "test" or "test" not in dataset.splits:
+            matrix = np.array(metrics[split]["confusion_matrix"])
+            draw_confusion(matrix, dataset.class_names, folder / "confusion.png")
+            chosen = _choose_examples(logits, labels)
+            draw_predictions(
+                [images.load(int(i), input_spec.num_channels) for i in indices[chosen]],
+                labels[chosen].tolist(),
+                logits[chosen].argmax(axis=1).tolist(),
+                softmax(logits[chosen]).max(axis=1).tolist(),
+                dataset.class_names,
+                folder / "predictions.png",
+            )
+    return {**metrics, "broken_files": broken}
+
+
+def _choose_examples(logits: np.ndarray, labels: np.ndarray, count: int = 24) -> np.ndarray:
+    """Returns indices for a picture: the surest mistakes first (at most half), then examples spread over the rest."""
+    sure = softmax(logits).max(axis=1)
+    wrong = np.flatnonzero(logits.argmax(axis=1) != labels)
+    wrong = wrong[np.argsort(-sure[wrong], kind="stable")][: count // 2]
+    right = np.flatnonzero(logits.argmax(axis=1) == labels)
+    spread = np.unique(np.linspace(0, len(right) - 1, min(count - len(wrong), len(right))).astype(int))
+    return np.concatenate([wrong, right[spread]])
+
+
+def _draw_run(folder: Path, history: History, dataset: Dataset, spec: ModelSpec) -> None:
+    if history.rows:
+        columns = {key: [row[key] for row in history.rows] for key in history.rows[0]}
+        draw_curves(columns, folder / "curves.png")
+    split = "test" if "test" in dataset.splits else "train"
+    image = resize_image(dataset.splits[split].load(0, spec.input.num_channels), spec.input)
+    config = spec.config
+    draw_patches(
+        image,
+        patch_size=config.patch_size,
+        strides=config.patch_strides,
+        padding=config.patch_padding,
+        out=folder / "patches.png",
+    )
+
+
+def _say_plan(
+    reporter: Reporter, dataset: Dataset, recipe_name: str, recipe: Recipe, spec: ModelSpec, policy: str
+) -> None:
+    counts = ", ".join(f"{len(images):,} {split}" for split, images in dataset.splits.items())
+    reporter.note(f"Data     {dataset.name}: {len(dataset.class_names)} classes; images: {counts}")
+    for note in dataset.notes:
+        reporter.note(f"         {note}")
+    if dataset.num_ignored:
+        reporter.note(f"         {dataset.num_ignored} files that are no images were passed over")
+    if dataset.broken:
+        name, reason = next(iter(dataset.broken.items()))
+        reporter.warn(f"{len(dataset.broken)} images cannot be read and are left out, such as {name}: {reason}")
+    height, width = spec.config.image_size
+    reporter.note(
+        f"Model    {spec.name}: {count_parameters(spec.config) / 1e6:.2f}M parameters, {height}x{width} pixels, "
+        f"{spec.config.num_patches} patches"
+    )
+    length = f"{recipe.time} of training" if recipe.time else f"{recipe.epochs} epochs"
+    precision = "bfloat16 (weights float32)" if policy == "mixed_bfloat16" else "float32"
+    reporter.note(f"Recipe   {recipe_name}: {length}, batches of {recipe.batch_size}, {precision}")
+
+
+_CONFIG_HEAD = """\
+# How this run was made: every option as it was resolved. `vitreous train DATA --recipe FILE` reads a file with the
+# contents of the [recipe] table.
+"""
+
+
+def _config(
+    dataset: Dataset, recipe_name: str, recipe: Recipe, spec: ModelSpec, seed: int, policy: str
+) -> dict[str, Any]:
+    backend = keras.backend.backend()
+    return {
+        "format": FORMAT,
+        "seed": seed,
+        "command": shlex.join(["vitreous", *sys.argv[1:]]) if Path(sys.argv[0]).name == "vitreous" else "(Python)",
+        "recipe_name": recipe_name,
+        "model": {"name": spec.name, **spec.config.to_dict()},
+        "input": spec.input.to_dict(),
+        "data": {
+            "name": dataset.name,
+            "root": str(dataset.root.resolve()) if dataset.root else "(built in)",
+            "fingerprint": dataset.fingerprint,
+            "class_names": list(dataset.class_names),
+            "num_images": {split: len(images) for split, images in dataset.splits.items()},
+            "notes": dataset.notes,
+        },
+        "recipe": recipe.to_dict(),
+        "versions": {
+            "vitreous": __version__,
+            "python": platform.python_version(),
+            "keras": keras.version(),
+            "backend": f"{backend} {version('tensorflow-cpu' if backend == 'tensorflow' else backend)}",
+            "policy": policy,
+            "numpy": np.__version__,
+            "machine": f"{platform.system()} {platform.machine()}",
+        },
+    }
+
+
+def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a copy without the keys whose value is None, which TOML cannot hold."""
+    return {
+        key: _without_none(value) if isinstance(value, Mapping) else value
+        for key, value in values.items()
+        if value is not None
+    }
+
+
+def _readme(path: Path, config: Mapping[str, Any], metrics: Mapping[str, Any], history: History) -> str:
+    """Returns what the folder says about itself."""
+    lines = [f"# {path.name}", ""]
+    for split in ("test", "val"):
+        if split in metrics:
+            low, high = metrics[split]["accuracy_interval"]
+            lines += [
+                f"{split} accuracy **{metrics[split]['accuracy']:.2%}** on {metrics[split]['num_examples']} images "
+                f"(95% interval {low:.2%} to {high:.2%}).",
+                "",
+            ]
+    lines += [
+        f"{config['model']['name']} on {config['data']['name']} ({len(config['data']['class_names'])} classes), "
+        f"{metrics['num_images_seen']:,} images seen in {history.seconds:.0f} s, seed {config['seed']}"
+        + (", interrupted." if history.is_interrupted else "."),
+        "",
+        f"Made by vitreous {__version__} with `{config['command']}`.",
+        "",
+        "- `model.keras`: weights and architecture; load with `vitreous.load_run(PATH).load_model()`",
+        "- `config.toml`: every option, the classes, the data's fingerprint, versions",
+        "- `history.csv`, `curves.png`: training as it went",
+        "- `metrics.json`, `confusion.png`, `predictions.png`: measured on `model.keras` as read back from this folder",
+        "- `patches.png`: an image as the model sees it",
+        "",
+        f"Classify images: `vitreous predict {path} IMAGE...`",
+        "",
+    ]
+    return "\n".join(lines)

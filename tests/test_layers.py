@@ -1,0 +1,213 @@
+import json
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+from layer_harness import check_layer, gradients, random_array, to_numpy
+
+from vitreous.errors import ConfigError
+from vitreous.layers import MLP, PatchEncoder, Patches, SelfAttention, TransformerBlock
+from vitreous.patches import PatchGrid, extract_patches
+
+DATA = Path(__file__).parent / "data"
+CASES = json.loads((DATA / "tf_extract_patches.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def reference():
+    with np.load(DATA / "tf_extract_patches.npz") as arrays:
+        return dict(arrays)
+
+
+def layer_of(case):
+    return Patches(
+        tuple(case["size"]),
+        strides=tuple(case["stride"]),
+        dilation_rate=tuple(case["rate"]),
+        padding=case["padding"],
+        as_grid=True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "output_shape"),
+    [
+        (Patches(4), (2, 8, 12, 3), (2, 6, 48)),
+        (Patches((4, 2), strides=(2, 1), padding="same", as_grid=True), (2, 7, 5, 3), (2, 4, 5, 24)),
+        (PatchEncoder(8), (2, 6, 12), (2, 6, 8)),
+        (PatchEncoder(8, use_class_token=True), (2, 6, 12), (2, 7, 8)),
+        (SelfAttention(2), (2, 5, 8), (2, 5, 8)),
+        (SelfAttention(2, use_fused_attention=True), (2, 5, 8), (2, 5, 8)),
+        (SelfAttention(4, dropout_rate=0.1, attention_dropout_rate=0.1, epsilon=1e-5), (2, 5, 8), (2, 5, 8)),
+        (MLP(16), (2, 5, 8), (2, 5, 8)),
+        (MLP(16, activation="gelu_tanh", dropout_rate=0.1, epsilon=1e-5), (2, 5, 8), (2, 5, 8)),
+        (TransformerBlock(2, 16), (2, 5, 8), (2, 5, 8)),
+        (TransformerBlock(2, 16, dropout_rate=0.1, stochastic_depth_rate=0.1), (2, 5, 8), (2, 5, 8)),
+    ],
+    ids=lambda value: value.__class__.__name__ if isinstance(value, keras.layers.Layer) else None,
+)
+def test_layer(layer, shape, output_shape, tmp_path):
+    check_layer(layer, random_array(*shape), output_shape, tmp_path)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_patches_equal_tensorflow(case, reference):
+    images, expected = reference[f"images_{case}"], reference[f"patches_{case}"]
+    layer = layer_of(CASES[case])
+    np.testing.assert_array_equal(to_numpy(layer(images)), expected)
+    flat = Patches.from_config({**layer.get_config(), "as_grid": False})
+    np.testing.assert_array_equal(to_numpy(flat(images)), expected.reshape(len(images), -1, expected.shape[-1]))
+    in_numpy = extract_patches(images, layer.grid)
+    np.testing.assert_array_equal(in_numpy.reshape(expected.shape), expected)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int32", "float16"])
+@pytest.mark.parametrize("dilation_rate", [1, 2])
+def test_patches_of_any_dtype(dtype, dilation_rate):
+    images = np.random.default_rng(0).integers(0, 255, (2, 9, 9, 3)).astype(dtype)
+    patches = Patches(3, strides=2, dilation_rate=dilation_rate, dtype=dtype, as_grid=True)(images)
+    expected = extract_patches(
+        images, PatchGrid(size=(3, 3), strides=(2, 2), dilation_rate=(dilation_rate, dilation_rate))
+    )
+    assert keras.backend.standardize_dtype(patches.dtype) == dtype
+    np.testing.assert_array_equal(to_numpy(patches), expected.reshape(patches.shape))
+
+
+def test_one_nan_stays_in_its_place():
+    images = np.zeros((1, 8, 8, 1), "float32")
+    images[0, 1, 2, 0] = np.nan
+    assert np.isnan(to_numpy(Patches(4)(images))).sum() == 1
+    assert np.isnan(to_numpy(Patches(4, strides=2)(images))).sum() == 2  # two patches see that pixel
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_reconstruct(case, reference):
+    images = reference[f"images_{case}"]
+    layer = layer_of(CASES[case])
+    rebuilt = to_numpy(layer.reconstruct(layer(images), images.shape[1:3]))
+    seen = extract_patches(np.ones_like(images), layer.grid)  # 0 where only padding is seen
+    rows, columns = layer.grid.indices(images.shape[1:3])
+    pads = layer.grid.pad_widths(images.shape[1:3])
+    covered = np.zeros((images.shape[1] + sum(pads[0]), images.shape[2] + sum(pads[1])), bool)
+    covered[np.ix_(rows.ravel(), columns.ravel())] = True
+    covered = covered[pads[0][0] :, pads[1][0] :][: images.shape[1], : images.shape[2]]
+    assert seen.max() == 1
+    np.testing.assert_allclose(rebuilt[:, covered], images[:, covered], atol=1e-6)
+    assert (rebuilt[:, ~covered] == 0).all()
+
+
+def test_reconstruct_is_exact_without_overlap_and_averages_with():
+    images = random_array(2, 8, 12, 3)
+    tiles = Patches(4)
+    np.testing.assert_array_equal(to_numpy(tiles.reconstruct(tiles(images), (8, 12))), images)
+    overlapping = Patches((1, 2), strides=1)
+    patches = np.array([[[0.0, 1.0], [3.0, 2.0]]], "float32")  # pixels: 0, mean of 1 and 3, 2
+    np.testing.assert_allclose(to_numpy(overlapping.reconstruct(patches, (1, 3))).ravel(), [0, 2, 2])
+
+
+def test_patches_errors():
+    with pytest.raises(ConfigError, match=r"Cannot use size\. Expected a positive integer, or two .* size=0"):
+        Patches(0)
+    with pytest.raises(ConfigError, match=r"Expected padding 'valid' or 'same'\. Received: padding='SAME'"):
+        Patches(4, padding="SAME")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"at least \(4, 4\) pixels\. Received: image_size=\(3, 8\)"):
+        Patches(4).compute_output_shape((None, 3, 8, 3))
+    with pytest.raises(ConfigError, match=r"Expected 2 x 2 patches of 4 x 4 pixels .* patches.shape=\(1, 6, 48\)"):
+        Patches(4).reconstruct(np.zeros((1, 6, 48), "float32"), (8, 8))
+
+
+def test_projection_is_the_same_as_a_convolution():
+    images = random_array(2, 8, 12, 3)
+    encoder = PatchEncoder(5)
+    tokens = to_numpy(encoder(Patches(4)(images)))
+    convolution = keras.layers.Conv2D(5, 4, strides=4)
+    convolution.build(images.shape)
+    convolution.kernel.assign(ops.reshape(encoder.projection.kernel, (4, 4, 3, 5)))
+    expected = to_numpy(convolution(images)).reshape(2, 6, 5) + to_numpy(encoder.position_embedding)
+    np.testing.assert_allclose(tokens, expected, atol=1e-5)
+
+
+def test_class_token_comes_first_with_its_own_position():
+    encoder = PatchEncoder(4, use_class_token=True)
+    patches = random_array(3, 2, 6)
+    encoder.build(patches.shape)
+    encoder.class_token.assign(np.full((1, 1, 4), 7.0))
+    tokens = to_numpy(encoder(patches))
+    np.testing.assert_allclose(tokens[:, 0], np.tile(7 + to_numpy(encoder.position_embedding)[:, 0], (3, 1)), atol=1e-6)
+
+
+def test_attention_weights_come_with_the_same_output():
+    x = random_array(2, 9, 16)
+    for fused in (True, False, None):
+        layer = SelfAttention(4, use_fused_attention=fused)
+        y = to_numpy(layer(x))
+        z, attention = layer(x, return_attention=True)
+        np.testing.assert_allclose(to_numpy(z), y, atol=1e-5)
+        assert attention.shape == (2, 4, 9, 9)
+        np.testing.assert_allclose(to_numpy(attention).sum(-1), 1, atol=1e-5)
+        assert to_numpy(attention).min() >= 0
+
+
+def test_skips_are_inside():
+    """With the last dense layer at zero, attention and MLP return their input: each owns its residual skip."""
+    x = random_array(2, 5, 8)
+    for layer, last in ((SelfAttention(2), "projection"), (MLP(16), "output_dense")):
+        layer.build(x.shape)
+        getattr(layer, last).kernel.assign(np.zeros(getattr(layer, last).kernel.shape))
+        np.testing.assert_array_equal(to_numpy(layer(x)), x)
+
+
+def test_mlp_by_hand():
+    x = random_array(2, 5, 8)
+    layer = MLP(16, activation="gelu_tanh")
+    y = to_numpy(layer(x))
+    normed = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+    hidden = normed @ to_numpy(layer.hidden.kernel)
+    gelu = 0.5 * hidden * (1 + np.tanh(np.sqrt(2 / np.pi) * (hidden + 0.044715 * hidden**3)))
+    np.testing.assert_allclose(y, x + gelu @ to_numpy(layer.output_dense.kernel), atol=1e-5)
+
+
+def test_stochastic_depth_drops_whole_examples():
+    x = random_array(64, 3, 8)
+    layer = MLP(16, stochastic_depth_rate=0.5)
+    layer.build(x.shape)
+    layer.output_dense.bias.assign(np.ones(8))
+    branch = to_numpy(layer(x, training=True)) - x
+    is_dropped = (branch == 0).all(axis=(1, 2))
+    assert 10 < is_dropped.sum() < 54
+    np.testing.assert_allclose(branch[~is_dropped], 2 * (to_numpy(layer(x)) - x)[~is_dropped], atol=1e-5)
+
+
+def test_dropout_is_active_in_training_only():
+    x = random_array(2, 5, 8)
+    layer = SelfAttention(2, attention_dropout_rate=0.5)
+    y = to_numpy(layer(x))
+    assert not np.allclose(to_numpy(layer(x, training=True)), y)
+    np.testing.assert_array_equal(to_numpy(layer(x)), y)
+
+
+def test_gradient_by_finite_differences():
+    """The harness checks that gradients are there; this one, that they are right."""
+    x = random_array(2, 4, 8)
+    layer = TransformerBlock(2, 16)
+    layer.build(x.shape)
+    found = gradients(layer, x)
+    for weight, gradient in zip(layer.trainable_weights, found, strict=True):
+        values = to_numpy(weight)
+        direction = random_array(*values.shape, seed=1)
+        direction /= np.linalg.norm(direction)
+        step = 1e-2
+        sums = []
+        for sign in (1, -1):
+            weight.assign(values + sign * step * direction)
+            sums.append(np.square(to_numpy(layer(x)).astype("float64")).sum())
+        weight.assign(values)
+        numeric = (sums[0] - sums[1]) / (2 * step)
+        assert abs(numeric - (gradient * direction).sum()) < 1e-2 * max(1, abs(numeric)), weight.path
+
+
+def test_heads_must_divide_the_width():
+    with pytest.raises(ConfigError, match=r"Received: width=8, num_heads=3\. Change one of the two\."):
+        SelfAttention(3).build((None, 5, 8))

@@ -1,0 +1,221 @@
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from layer_harness import random_array, to_numpy
+
+from vitreous.errors import ConfigError, UnknownNameError
+from vitreous.model import VisionTransformer, create_model, create_predict_function, normalize_images
+from vitreous.registry import count_parameters, get_spec, list_models
+from vitreous.spec import InputSpec, ViTConfig
+
+DATA = Path(__file__).parent / "data"
+SMALL = ViTConfig(image_size=8, patch_size=4, projection_dim=16, num_blocks=2, num_heads=2, num_classes=5)
+
+
+def assign_timm(model, weights):
+    """Puts a timm ViT's tensors into ours: dense kernels transposed, the patch filter laid out as (P, P, C, D)."""
+
+    def dense(layer, name):
+        layer.kernel.assign(weights[f"{name}.weight"].T)
+        layer.bias.assign(weights[f"{name}.bias"])
+
+    def norm(layer, name):
+        layer.gamma.assign(weights[f"{name}.weight"])
+        layer.beta.assign(weights[f"{name}.bias"])
+
+    encoder = model.patch_encoder
+    filters = weights["patch_embed.proj.weight"]
+    encoder.projection.kernel.assign(filters.transpose(2, 3, 1, 0).reshape(-1, filters.shape[0]))
+    encoder.projection.bias.assign(weights["patch_embed.proj.bias"])
+    encoder.class_token.assign(weights["cls_token"])
+    encoder.position_embedding.assign(weights["pos_embed"])
+    for i, block in enumerate(model.blocks):
+        norm(block.attention.norm, f"blocks.{i}.norm1")
+        dense(block.attention.qkv, f"blocks.{i}.attn.qkv")
+        dense(block.attention.projection, f"blocks.{i}.attn.proj")
+        norm(block.mlp.norm, f"blocks.{i}.norm2")
+        dense(block.mlp.hidden, f"blocks.{i}.mlp.fc1")
+        dense(block.mlp.output_dense, f"blocks.{i}.mlp.fc2")
+    norm(model.norm, "norm")
+    dense(model.head, "head")
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_equals_timm(fused):
+    """timm 1.0.31 VisionTransformer, width 48, 3 blocks, random weights: tokens, features and logits to 1e-5."""
+    with np.load(DATA / "timm_vit_cls.npz") as arrays:
+        reference = dict(arrays)
+    weights = {key.removeprefix("weights/"): value for key, value in reference.items() if key.startswith("weights/")}
+    model = VisionTransformer(
+        ViTConfig(image_size=32, patch_size=8, projection_dim=48, num_blocks=3, num_heads=4, num_classes=7)
+    )
+    assign_timm(model, weights)
+    assert model.count_params() == sum(value.size for value in weights.values())
+    for block in model.blocks:
+        block.attention.use_fused_attention = fused
+    images = reference["images"]
+    np.testing.assert_allclose(to_numpy(model.tokens(images)), reference["tokens"], atol=1e-5, rtol=0)
+    np.testing.assert_allclose(to_numpy(model.features(images)), reference["features"], atol=1e-5, rtol=0)
+    np.testing.assert_allclose(to_numpy(model(images)), reference["logits"], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"use_class_token": False, "pooling": "mean"},
+        {"pooling": "mean"},
+        {"num_classes": 0},
+        {"image_size": (8, 12), "patch_size": (4, 2), "num_channels": 1},
+        {"image_size": (9, 7), "patch_size": 4, "patch_strides": 2},
+        {"image_size": (9, 7), "patch_padding": "same"},
+    ],
+    ids=str,
+)
+def test_save_and_load_is_bit_equal(changes, tmp_path):
+    config = SMALL.replace(**({"patch_strides": None} | changes if "patch_size" in changes else changes))
+    model = VisionTransformer(config, name="vit")
+    if model.head is not None:
+        model.head.kernel.assign(random_array(*model.head.kernel.shape))
+    images = random_array(3, *config.image_size, config.num_channels)
+    logits = to_numpy(model(images))
+    assert logits.shape == (3, config.num_classes or 16)
+    assert model.count_params() == count_parameters(config)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert loaded.config == config
+    assert [w.path for w in loaded.weights] == [w.path for w in model.weights]
+    np.testing.assert_array_equal(to_numpy(loaded(images)), logits)
+    twin = VisionTransformer.from_config(model.get_config())
+    assert twin.get_config() == model.get_config()
+    twin.set_weights(model.get_weights())
+    np.testing.assert_array_equal(to_numpy(twin(images)), logits)
+
+
+def test_tokens_features_and_attention_of_any_block():
+    model = VisionTransformer(SMALL)
+    images = random_array(2, 8, 8, 3)
+    x = model.embed(images)
+    for i, block in enumerate(model.blocks):
+        x = block(x)
+        np.testing.assert_allclose(to_numpy(model.tokens(images, i)), to_numpy(x), atol=1e-6)
+    np.testing.assert_array_equal(to_numpy(model.tokens(images, -1)), to_numpy(model.tokens(images, 1)))
+    np.testing.assert_allclose(to_numpy(model.tokens(images)), to_numpy(model.norm(x)), atol=1e-6)
+    np.testing.assert_array_equal(to_numpy(model.features(images)), to_numpy(model.features(images, -1)))
+    assert model.features(images, 0).shape == (2, 16)
+    assert [a.shape for a in model.attention(images)] == [(2, 2, 5, 5)] * 2
+    last, first = model.attention(images, [-1, 0])
+    np.testing.assert_array_equal(to_numpy(first), to_numpy(model.attention(images)[0]))
+    np.testing.assert_array_equal(to_numpy(last), to_numpy(model.attention(images)[1]))
+    with pytest.raises(ConfigError, match=r"Expected an index from -2 to 1\. Received: block=2"):
+        model.tokens(images, 2)
+
+
+def test_mean_pooling_leaves_the_class_token_out():
+    model = VisionTransformer(SMALL.replace(pooling="mean"))
+    images = random_array(2, 8, 8, 3)
+    np.testing.assert_allclose(
+        to_numpy(model.features(images)), to_numpy(model.tokens(images))[:, 1:].mean(axis=1), atol=1e-6
+    )
+
+
+def test_logits_are_float32_in_mixed_precision():
+    model = VisionTransformer(SMALL, dtype="mixed_bfloat16")
+    assert keras.backend.standardize_dtype(model(random_array(2, 8, 8, 3)).dtype) == "float32"
+    assert all(w.dtype == "float32" for w in model.trainable_weights)
+
+
+def test_stochastic_depth_grows_linearly():
+    model = VisionTransformer(SMALL.replace(num_blocks=3, stochastic_depth_rate=0.2))
+    assert [block.mlp.stochastic_depth_rate for block in model.blocks] == [0.0, 0.1, 0.2]
+    assert [block.attention.stochastic_depth_rate for block in model.blocks] == [0.0, 0.1, 0.2]
+
+
+def test_predict_function_normalizes_and_reads_current_weights():
+    model = VisionTransformer(SMALL)
+    spec = InputSpec(image_size=8, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
+    predict = create_predict_function(model, spec)
+    images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype="uint8")
+    for _ in range(2):
+        model.head.kernel.assign(random_array(*model.head.kernel.shape, seed=_))
+        expected = (images / 255 - np.array(spec.mean)) / np.array(spec.std)
+        np.testing.assert_allclose(to_numpy(normalize_images(images, spec)), expected, atol=1e-5)
+        np.testing.assert_allclose(predict(images), to_numpy(model(expected.astype("float32"))), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_registry(name):
+    spec = get_spec(name)
+    size, patch, image = name.removeprefix("vit_").split("_")
+    assert spec.config.image_size == (int(image), int(image))
+    assert spec.config.patch_size == (int(patch.removeprefix("patch")),) * 2
+    assert spec.name == name
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [  # timm 1.0.31, with 1,000 classes
+        ("vit_tiny_patch16_224", 5.717416),
+        ("vit_small_patch16_224", 22.050664),
+        ("vit_base_patch16_224", 86.567656),
+        ("vit_base_patch32_384", 88.297192),
+        ("vit_large_patch16_224", 304.326632),
+        ("vit_huge_patch14_224", 632.045800),
+    ],
+)
+def test_parameters_equal_timm(name, millions):
+    assert count_parameters(get_spec(name).config) == round(millions * 1e6)
+
+
+def test_create_model():
+    model = create_model("vit_pico_patch2_8", num_classes=3, image_size=(8, 10), num_channels=1, num_blocks=1)
+    assert model.name == "vit_pico_patch2_8"
+    assert to_numpy(model(random_array(2, 8, 10, 1))).shape == (2, 3)
+    with pytest.raises(
+        ConfigError, match=r"Expected images of shape .* \(B, 8, 10, 1\)\. Received: images.shape=\(2, 8, 8, 1\)"
+    ):
+        model(random_array(2, 8, 8, 1))
+    with pytest.raises(
+        UnknownNameError, match=r"Unknown model\. Received: model='vit_tiny_patch16_242'\. Nearest: vit_"
+    ):
+        create_model("vit_tiny_patch16_242")
+    with pytest.raises(
+        ConfigError,
+        match=r"image height divisible by the patch size\. Received: image_size=\(100, 100\), patch_size=\(16, 16\)\. "
+        r"Pass 96 or 112 pixels",
+    ):
+        create_model("vit_tiny_patch16_224", image_size=100)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"num_heads": 3},
+            r"Expected projection_dim divisible by num_heads\. Received: projection_dim=16, num_heads=3",
+        ),
+        (
+            {"dropout_rate": 1.0},
+            r"Cannot use dropout_rate\. Expected a value in \[0, 1\)\. Received: dropout_rate=1\.0",
+        ),
+        ({"pooling": "max"}, r"Expected one of \('class', 'mean'\)\. Received: pooling='max'"),
+        ({"use_class_token": False}, r"Cannot pool the class token\..* Pass pooling='mean'"),
+        ({"num_blocks": 0}, r"Cannot use num_blocks\. Expected at least 1\. Received: num_blocks=0"),
+        ({"image_size": (8, 2.5)}, r"Cannot use image_size\. Expected a positive integer, or two"),
+    ],
+)
+def test_config_errors(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        SMALL.replace(**changes)
+
+
+def test_records_round_trip():
+    assert ViTConfig.from_dict(SMALL.to_dict()) == SMALL
+    spec = get_spec("vit_tiny_patch16_224", num_classes=7)
+    assert type(spec).from_dict(spec.to_dict()) == spec
+    with pytest.raises(
+        UnknownNameError, match=r"Unknown key of ViTConfig\. Received: .*'num_layers'.* Nearest: num_classes"
+    ):
+        ViTConfig.from_dict({"num_layers": 3})
