@@ -11,9 +11,8 @@ from vitreous.data import pipeline
 from vitreous.data.images import resize_image
 from vitreous.data.pipeline import Loader
 from vitreous.data.sources import ImageSet
-from vitreous.data.transforms import AugmentConfig
 from vitreous.errors import ConfigError, MissingPathError
-from vitreous.spec import InputSpec
+from vitreous.spec import AugmentConfig, InputSpec
 
 SPEC = InputSpec(image_size=12)
 AUGMENT = AugmentConfig(colour_jitter=0.2)

@@ -148,7 +148,7 @@ def test_predict_function_normalizes_and_reads_current_weights():
 @pytest.mark.parametrize("name", list_models())
 def test_registry(name):
     spec = get_spec(name)
-    size, patch, image = name.removeprefix("vit_").split("_")
+    _, patch, image = name.removeprefix("vit_").split("_")
     assert spec.config.image_size == (int(image), int(image))
     assert spec.config.patch_size == (int(patch.removeprefix("patch")),) * 2
     assert spec.name == name

@@ -1,7 +1,7 @@
 """Vision Transformers for your own images, in Keras 3: train, look inside, ship.
 
 The public names below load on first use (PEP 562), so that importing the package, and the command line's help, stay
-fast: `import vitreous` imports neither Keras nor NumPy. The first name that needs Keras settles its backend
+fast: `import vitreous` imports neither Keras nor NumPy. It does settle Keras's backend for this process
 (`vitreous.backend.select_backend`), unless the program imported Keras before or set `KERAS_BACKEND`.
 """
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from vitreous.registry import get_spec, list_models
     from vitreous.spec import InputSpec, ModelSpec, ViTConfig
     from vitreous.training.run import load_run
-    from vitreous.training.train import train
+    from vitreous.training.trainer import train
 
 __version__ = "0.1.0"
 
@@ -61,7 +61,7 @@ _HOMES = {
     "list_models": "vitreous.registry",
     "get_spec": "vitreous.registry",
     "load_dataset": "vitreous.data",
-    "train": "vitreous.training.train",
+    "train": "vitreous.training.trainer",
     "load_run": "vitreous.training.run",
     "evaluate": "vitreous.prediction",
     "predict": "vitreous.prediction",
@@ -69,16 +69,15 @@ _HOMES = {
     "VitreousError": "vitreous.errors",
 }
 
-_KERAS_HOMES = {"layers", "model", "prediction", "training"}
+if "keras" not in sys.modules and not os.environ.get("KERAS_BACKEND"):
+    # Keras by itself asks for TensorFlow. This looks up what is installed, and imports none of it.
+    importlib.import_module("vitreous.backend").select_backend()
 
 
 def __getattr__(name: str) -> Any:
     """Loads a public name from the module it lives in, once."""
     if name not in _HOMES:
         raise AttributeError(f"module 'vitreous' has no attribute {name!r}")
-    needs_keras = _HOMES[name].split(".")[1] in _KERAS_HOMES
-    if needs_keras and "keras" not in sys.modules and not os.environ.get("KERAS_BACKEND"):
-        importlib.import_module("vitreous.backend").select_backend()  # Keras by itself asks for TensorFlow
     value = getattr(importlib.import_module(_HOMES[name]), name)
     globals()[name] = value
     return value

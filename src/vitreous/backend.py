@@ -12,6 +12,8 @@ from vitreous.errors import ConfigError, MissingDependencyError
 BACKENDS = ("jax", "torch", "tensorflow")
 Precision = Literal["auto", "float32", "bfloat16"]
 
+_default: tuple[str, str] | None = None  # what `select_backend()` chose by itself, and why
+
 
 def has_gpu() -> bool:
     """Whether this machine has an NVIDIA GPU that programs can open."""
@@ -52,13 +54,15 @@ def select_backend(requested: str | None = None) -> tuple[str, str]:
             f"Cannot use the backend. Expected one of {BACKENDS}. Received: backend={backend!r}. Pass one of them."
         )
     if not is_installed(backend):
-        extra = {"jax": "jax", "torch": "torch", "tensorflow": "tensorflow"}[backend]
-        raise MissingDependencyError(backend, extra, f"The {backend} backend")
+        raise MissingDependencyError(backend, None if backend == "jax" else backend, f"The {backend} backend")
     if "keras" in sys.modules and (running := sys.modules["keras"].backend.backend()) != backend:
         raise ConfigError(
             f"Cannot change the backend. Expected {running!r}, which Keras already runs on. "
             f"Received: backend={backend!r}. Set KERAS_BACKEND before Python starts."
         )
+    global _default
+    if not requested and "KERAS_BACKEND" not in os.environ:
+        _default = (backend, reason)
     os.environ["KERAS_BACKEND"] = backend
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's start-up notes are not ours to print
     return backend, reason
@@ -67,6 +71,8 @@ def select_backend(requested: str | None = None) -> tuple[str, str]:
 def _choose(requested: str | None) -> tuple[str, str]:
     if requested:
         return requested, "asked for"
+    if _default and os.environ.get("KERAS_BACKEND") == _default[0]:
+        return _default
     if "keras" in sys.modules:
         return sys.modules["keras"].backend.backend(), "Keras already runs on it"
     if from_environment := os.environ.get("KERAS_BACKEND"):

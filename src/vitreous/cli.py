@@ -10,18 +10,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, TextIO
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Group, Parameter
 
 from vitreous import __version__
 from vitreous.backend import select_backend
-from vitreous.data.transforms import AugmentConfig
 from vitreous.errors import ConfigError, VitreousError
+from vitreous.spec import AugmentConfig
 from vitreous.training.recipe import OptimizerConfig, Recipe
 
 if typing.TYPE_CHECKING:
     from vitreous.prediction import Prediction
 
 Backend = Literal["jax", "torch", "tensorflow"]
+
+_RECIPE, _OPTIMIZER, _AUGMENTATION = (
+    Group.create_ordered(name) for name in ("Recipe", "Optimizer", "Augmentation")
+)
 
 app = App(
     name="vitreous",
@@ -50,9 +54,14 @@ def _optional(record: type, name: str) -> Any:
     return twin
 
 
-RecipeOptions = _optional(Recipe, "RecipeOptions")
-OptimizerOptions = _optional(OptimizerConfig, "OptimizerOptions")
-AugmentOptions = _optional(AugmentConfig, "AugmentOptions")
+if typing.TYPE_CHECKING:
+    RecipeOptions: typing.TypeAlias = Any
+    OptimizerOptions: typing.TypeAlias = Any
+    AugmentOptions: typing.TypeAlias = Any
+else:
+    RecipeOptions = _optional(Recipe, "RecipeOptions")
+    OptimizerOptions = _optional(OptimizerConfig, "OptimizerOptions")
+    AugmentOptions = _optional(AugmentConfig, "AugmentOptions")
 
 
 def _changes(options: Any) -> dict[str, Any]:
@@ -89,22 +98,19 @@ def train(
     recipe: str | None = None,
     image_size: str | None = None,
     seed: int = 0,
+    val_fraction: float = 0.1,
+    test_fraction: float = 0.1,
     overwrite: Annotated[bool, Parameter(negative=())] = False,
     backend: Backend | None = None,
-    options: Annotated[RecipeOptions | None, Parameter(name="*", group="Recipe")] = None,
-    optimizer: Annotated[OptimizerOptions | None, Parameter(group="Optimizer")] = None,
-    augment: Annotated[AugmentOptions | None, Parameter(group="Augmentation")] = None,
+    options: Annotated[RecipeOptions | None, Parameter(name="*", group=_RECIPE)] = None,
+    optimizer: Annotated[OptimizerOptions | None, Parameter(group=_OPTIMIZER)] = None,
+    augment: Annotated[AugmentOptions | None, Parameter(group=_AUGMENTATION)] = None,
 ) -> int:
     """Train a classifier on labelled images and leave a run folder.
 
-    Ctrl-C ends training cleanly: what has been learnt is measured and saved (exit code 130).
-
-    Examples:
-        vitreous train digits
-
-        vitreous train photos/ --time 20m --out runs/photos
-
-        vitreous train photos/ --model vit_tiny_patch16_224 --epochs 50 --optimizer.learning-rate 5e-4
+    The recipe is chosen from the data; every value of it can be changed here: vitreous train photos/ --time 20m
+    --optimizer.learning-rate 5e-4. Ctrl-C ends training cleanly: what has been learnt is measured and saved (exit
+    code 130).
 
     Args:
         data: Folder with one folder a class, with or without train/ and val/ or test/ above them; or a built-in name:
@@ -113,6 +119,8 @@ def train(
         recipe: Name of a recipe, or a TOML file. Default: chosen from the data.
         image_size: Image height and width in pixels: 224, or 192x256. Default: the recipe's.
         seed: Decides splits, first weights, order and augmentation.
+        val_fraction: Share of the training images kept for validation, where the data has no validation split.
+        test_fraction: Share of all images kept for the test, where the data has no split at all.
         overwrite: Replace a run that lies at --out, once the new one is whole.
         backend: Keras backend. Default: KERAS_BACKEND, else the fastest one installed for this hardware.
         options: Values that differ from the recipe's.
@@ -129,7 +137,17 @@ def train(
     from vitreous.training import train as train_run
     from vitreous.training.progress import create_reporter, format_seconds
 
-    run = train_run(data, out=out, recipe=recipe, seed=seed, overwrite=overwrite, reporter=create_reporter(), **changes)
+    run = train_run(
+        data,
+        out=out,
+        recipe=recipe,
+        seed=seed,
+        val_fraction=val_fraction,
+        test_fraction=test_fraction,
+        overwrite=overwrite,
+        reporter=create_reporter(),
+        **changes,
+    )
     print(f"Trained  {format_seconds(run.metrics['train_seconds'])}, {run.metrics['num_images_seen']:,} images")
     for split in ("val", "test"):
         if split in run.metrics:
@@ -168,12 +186,13 @@ def evaluate(
         out: File to write instead of printing.
         backend: Keras backend. Default: KERAS_BACKEND, else the fastest one installed for this hardware.
     """
-    from vitreous.training import load_run  # a wrong path should not cost the time that Keras takes to start
+    from vitreous.training import load_run
 
+    loaded = load_run(run)  # first: a wrong path should not cost the time that Keras takes to start
     _start_backend(backend)
     from vitreous.prediction import evaluate as evaluate_run
 
-    metrics = evaluate_run(load_run(run), data, split=split)
+    metrics = evaluate_run(loaded, data, split=split)
     with _output(out) as file:
         if json_output:
             json.dump(metrics, file, indent=2, ensure_ascii=False)
@@ -218,12 +237,15 @@ def predict(
         raise ConfigError(
             "Cannot print two formats. Expected --json or --csv. Received: both. Pass one of them, or run twice."
         )
+    from vitreous.training import load_run
+
+    loaded = load_run(run)
     _start_backend(backend)
     from vitreous.prediction import predict as predict_images
     from vitreous.prediction import write_predictions_csv, write_predictions_json
 
     with _progress("images") as on_progress:
-        predictions = predict_images(run, images, top_k=top_k, on_progress=on_progress)
+        predictions = predict_images(loaded, images, top_k=top_k, on_progress=on_progress)
     with _output(out) as file:
         if json_output:
             write_predictions_json(predictions, file)

@@ -49,7 +49,19 @@ class DataError(VitreousError, ValueError):
 
 
 class ImageError(DataError):
-    """One image cannot be read or decoded."""
+    """One image cannot be read or decoded.
+
+    Args:
+        name: The file.
+        reason: Why, in a few words; also the attribute `reason`.
+    """
+
+    def __init__(self, name: str, reason: str):
+        super().__init__(
+            f"Cannot read the image {name}. Expected a whole image in a format that Pillow reads. Received: {reason}. "
+            "Replace the file, or remove it."
+        )
+        self.reason = reason
 
 
 class MissingPathError(VitreousError, FileNotFoundError):
@@ -73,12 +85,13 @@ class MissingDependencyError(VitreousError, ImportError):
 
     Args:
         package: The package that is missing.
-        extra: The extra of vitreous that installs it.
+        extra: The extra of vitreous that installs it; None for a package that every install should have.
         purpose: What needs it.
     """
 
-    def __init__(self, package: str, extra: str, purpose: str):
+    def __init__(self, package: str, extra: str | None, purpose: str):
+        name = f"vitreous[{extra}]" if extra else "vitreous"
         super().__init__(
-            f"{purpose} needs the package {package}, which is not installed. "
-            f"Received: extra={extra!r} missing. Install it with: pip install 'vitreous[{extra}]'"
+            f"{purpose} cannot be used. Expected the package {package}. Received: it is not installed. "
+            f"Install it with: pip install '{name}'"
         )

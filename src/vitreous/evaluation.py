@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 
 
-def collect_logits(predict: Callable[[np.ndarray], np.ndarray], batches: Iterable[Any]) -> tuple[np.ndarray, ...]:
+def collect_logits(
+    predict: Callable[[np.ndarray], np.ndarray], batches: Iterable[Any]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Runs a predict function over batches and keeps what is real.
 
     Args:

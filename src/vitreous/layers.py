@@ -323,7 +323,8 @@ class SelfAttention(_Residual):
     def call(self, x: Any, training: bool | None = None, return_attention: bool = False) -> Any:
         """Returns `x` plus the attention branch, and the attention weights if asked for."""
         _, num_tokens, dim = x.shape
-        qkv = self.qkv(self.norm(x))  # (B, N, 3 * D)
+        # Dense layers see (B * N, D): on a CPU, jax takes half the time for a matrix that it takes for a batch of them.
+        qkv = self.qkv(ops.reshape(self.norm(x), (-1, dim)))  # (B * N, 3 * D)
         qkv = ops.reshape(qkv, (-1, num_tokens, 3, self.num_heads, self.head_dim))
         attention = None
         if self._is_fused(training) and not return_attention:
@@ -336,8 +337,8 @@ class SelfAttention(_Residual):
             attention = ops.softmax(scores, axis=-1)  # (B, A, N, N)
             heads = ops.matmul(self.attention_dropout(attention, training=training), value)
             heads = ops.transpose(heads, (0, 2, 1, 3))
-        heads = ops.reshape(heads, (-1, num_tokens, dim))
-        branch = self.dropout(self.projection(heads), training=training)
+        branch = ops.reshape(self.projection(ops.reshape(heads, (-1, dim))), (-1, num_tokens, dim))
+        branch = self.dropout(branch, training=training)
         x = x + self.stochastic_depth(branch, training=training)
         return (x, attention) if return_attention else x
 
@@ -418,10 +419,12 @@ class MLP(_Residual):
 
     def call(self, x: Any, training: bool | None = None) -> Any:
         """Returns `x` plus the MLP branch."""
-        hidden = self.hidden(self.norm(x))  # (B, N, hidden_dim)
+        _, num_tokens, dim = x.shape
+        hidden = self.hidden(ops.reshape(self.norm(x), (-1, dim)))  # (B * N, hidden_dim)
         hidden = ops.gelu(hidden, approximate=self.activation == "gelu_tanh")
         hidden = self.dropout(hidden, training=training)
-        branch = self.dropout(self.output_dense(hidden), training=training)
+        branch = ops.reshape(self.output_dense(hidden), (-1, num_tokens, dim))
+        branch = self.dropout(branch, training=training)
         return x + self.stochastic_depth(branch, training=training)
 
     def get_config(self) -> dict[str, Any]:
@@ -470,7 +473,7 @@ class TransformerBlock(keras.layers.Layer):
         self.mlp_dim = mlp_dim
         self.activation = activation
         self.attention_dropout_rate = attention_dropout_rate
-        self.shared = {
+        self.shared: dict[str, Any] = {
             "dropout_rate": dropout_rate,
             "stochastic_depth_rate": stochastic_depth_rate,
             "epsilon": epsilon,

@@ -25,7 +25,7 @@ def as_pair(value: object, name: str) -> tuple[int, int]:
     if (
         isinstance(pair, tuple | list)
         and len(pair) == 2
-        and all(isinstance(x, Integral) and not isinstance(x, bool) and x >= 1 for x in pair)
+        and all(isinstance(x, Integral) and not isinstance(x, bool) and int(x) >= 1 for x in pair)
     ):
         return int(pair[0]), int(pair[1])
     raise ConfigError(

@@ -153,9 +153,9 @@ def evaluate(run: str | Path | Run, data: str | Path | None = None, *, split: st
     record = run.config["data"]
     source = data if data is not None else record["name"] if record["root"] == "(built in)" else record["root"]
     found = load_evaluation_images(
-        source, run.class_names, split=split, seed=run.config["seed"], trained_on=record["fingerprint"]
+        source, run.class_names, split=split, made_by=record["split"], trained_on=record["fingerprint"]
     )
-    loader = Loader(found.images, run.input_spec, batch_size=min(_BATCH, len(found.images)))
+    loader = Loader(found.images, run.input_spec, batch_size=min(_BATCH, len(found.images)), cache_bytes=0)
     infer = create_predict_function(run.load_model(), run.input_spec)
     logits, labels, _ = collect_logits(infer, loader.epoch(0))
     metrics = compute_metrics(logits, labels, run.class_names)

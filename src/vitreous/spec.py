@@ -1,12 +1,14 @@
 """The records that describe a model and its input: frozen, plain, without Keras.
 
 Everything that two parts of vitreous must agree on stands here once: what the network is (`ViTConfig`), what an
-image must look like before it enters (`InputSpec`), and the two under one name (`ModelSpec`).
+image must look like before it enters (`InputSpec`), how training varies it (`AugmentConfig`), and what a model's name
+stands for (`ModelSpec`).
 
 Letters in shapes: B batch, H/W image pixels, C channels, P patch, N tokens, D width, A heads, K classes.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Self, get_type_hints
@@ -81,8 +83,8 @@ class ViTConfig(Record):
         epsilon: Added to the variance in every layer normalisation.
         dropout_rate: Share of MLP and projection outputs dropped in training, in [0, 1).
         attention_dropout_rate: Share of attention weights dropped in training, in [0, 1).
-        stochastic_depth_rate: Probability, in [0, 1), that the last block is skipped for an example in training; it grows
-            linearly from 0 at the first block (Huang et al. 2016, https://arxiv.org/abs/1603.09382).
+        stochastic_depth_rate: Probability, in [0, 1), that the last block is skipped for an example in training; it
+            grows linearly from 0 at the first block (Huang et al. 2016, https://arxiv.org/abs/1603.09382).
 
     Raises:
         ConfigError: If a value is out of range, or the patches do not fit the image.
@@ -92,13 +94,13 @@ class ViTConfig(Record):
 
     image_size: tuple[int, int] = (224, 224)
     patch_size: tuple[int, int] = (16, 16)
-    patch_strides: tuple[int, int] | None = None
+    patch_strides: tuple[int, int] = None  # type: ignore[assignment]  # settled below, like mlp_dim
     patch_padding: Literal["valid", "same"] = "valid"
     num_channels: int = 3
     projection_dim: int = 768
     num_blocks: int = 12
     num_heads: int = 12
-    mlp_dim: int | None = None
+    mlp_dim: int = None  # type: ignore[assignment]
     num_classes: int = 1000
     use_class_token: bool = True
     pooling: Literal["class", "mean"] = "class"
@@ -167,8 +169,7 @@ class ViTConfig(Record):
     @property
     def patch_grid(self) -> PatchGrid:
         """Where the patches lie in the image."""
-        strides = self.patch_strides or self.patch_size
-        return PatchGrid(size=self.patch_size, strides=strides, padding=self.patch_padding)
+        return PatchGrid(size=self.patch_size, strides=self.patch_strides, padding=self.patch_padding)
 
     @property
     def grid_size(self) -> tuple[int, int]:
@@ -250,6 +251,68 @@ class InputSpec(Record):
         ):
             value = getattr(self, name)
             check(value in known, f"Cannot use {name}.", f"one of {known}", f"{name}={value!r}", "Pass one of them.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig(Record):
+    """How training images are changed at random, in the order of these fields: crop, shift, flip, colours, erasing.
+
+    Args:
+        crop_scale: Share of the image's area that a random crop keeps, (smallest, largest) in (0, 1]; the crop is then
+            resized to the model's input. (1, 1) turns it off: the image is brought to size as in evaluation.
+        crop_ratio: Width over height of the random crop, (smallest, largest).
+        shift_pixels: Largest shift, in pixels of the model's input, up, down, left and right; what comes in at the
+            edge is the image's reflection. 0 turns it off.
+        horizontal_flip_rate: Probability of swapping left and right, in [0, 1].
+        trivial_augment: Whether one operation out of TrivialAugment's 14, at a random strength, changes each image.
+        colour_jitter: Strength in [0, 1]: brightness, contrast and saturation are each multiplied by a factor between
+            1 - strength and 1 + strength, in random order. 0 turns it off.
+        erasing_rate: Probability, in [0, 1], that a rectangle of the image becomes noise.
+
+    Raises:
+        ConfigError: If a value is out of range.
+
+    Source: random resized crop: Szegedy et al. 2015, https://arxiv.org/abs/1409.4842, section 6; the rest:
+    `trivial_augment` and `erase` in vitreous.data.transforms.
+    """
+
+    crop_scale: tuple[float, float] = (0.35, 1.0)
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    shift_pixels: int = 0
+    horizontal_flip_rate: float = 0.5
+    trivial_augment: bool = False
+    colour_jitter: float = 0.0
+    erasing_rate: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, highest in (("crop_scale", 1.0), ("crop_ratio", math.inf)):
+            value = getattr(self, name)
+            is_pair = isinstance(value, tuple | list) and len(value) == 2
+            check(
+                is_pair and 0 < value[0] <= value[1] <= highest,
+                f"Cannot use {name}.",
+                "two rising numbers (smallest, largest), above 0" + (" and up to 1" if highest == 1 else ""),
+                f"{name}={value}",
+                "Pass a pair such as (0.35, 1.0)." if highest == 1 else "Pass a pair such as (0.75, 1.33).",
+            )
+            object.__setattr__(self, name, (float(value[0]), float(value[1])))
+        for name in ("horizontal_flip_rate", "colour_jitter", "erasing_rate"):
+            value = getattr(self, name)
+            check(
+                0 <= value <= 1, f"Cannot use {name}.", "a value in [0, 1]", f"{name}={value}", "Pass 0 to turn it off."
+            )
+        check(
+            self.shift_pixels >= 0,
+            "Cannot use shift_pixels.",
+            "0 or more pixels",
+            f"shift_pixels={self.shift_pixels}",
+            "Pass 0 to turn it off.",
+        )
+
+    @property
+    def has_crop(self) -> bool:
+        """Whether images are cropped at random."""
+        return self.crop_scale != (1.0, 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)

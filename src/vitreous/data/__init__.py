@@ -7,7 +7,8 @@ from vitreous.data.labelled import LabelledImages, load_evaluation_images
 from vitreous.data.pipeline import Batch, Loader
 from vitreous.data.sources import BUILT_IN, Dataset, Example, ImageSet, list_image_files, load_dataset
 from vitreous.data.splits import stratified_split
-from vitreous.data.transforms import AugmentConfig, augment_image, example_generator
+from vitreous.data.transforms import augment_image, example_generator
+from vitreous.spec import AugmentConfig
 
 __all__ = [
     "BUILT_IN",

@@ -257,7 +257,7 @@ class _FolderReader:
         try:
             decode_image(self.root / file.name, min_size=1)
         except ImageError as error:
-            broken[file.name] = getattr(error, "reason", str(error))
+            broken[file.name] = error.reason
         return file.name not in broken
 
 

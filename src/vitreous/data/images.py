@@ -82,7 +82,7 @@ def decode_image(
         try:
             return _as_uint8(source, num_channels)
         except Exception as error:
-            raise image_error(name or "<image>", _reason(error)) from error
+            raise ImageError(name or "<image>", _reason(error)) from error
     if isinstance(source, str | Path):
         name = name or str(source)
         if not os.path.exists(source):
@@ -97,7 +97,7 @@ def decode_image(
                 image.draft(image.mode, (min_size, min_size))
             return _as_uint8(image, num_channels)
     except Exception as error:
-        raise image_error(name, _reason(error)) from error
+        raise ImageError(name, _reason(error)) from error
 
 
 def check_image_header(path: str | Path) -> str | None:
@@ -135,16 +135,6 @@ def _has_plain_header(path: str | Path) -> bool:
                 break
             place += 2 + num_bytes
     return 0 < height * width < 2**26
-
-
-def image_error(name: str, reason: str) -> ImageError:
-    """Returns the error that says why an image cannot be read; its attribute `reason` has the reason alone."""
-    error = ImageError(
-        f"Cannot read the image {name}. Expected a whole image in a format that Pillow reads. "
-        f"Received: {reason}. Replace the file, or remove it."
-    )
-    error.reason = reason  # type: ignore[attr-defined]
-    return error
 
 
 def resize_image(image: np.ndarray, input_spec: InputSpec) -> np.ndarray:

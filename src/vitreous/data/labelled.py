@@ -1,7 +1,9 @@
 """Labelled images to measure a trained model on."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -30,7 +32,7 @@ def load_evaluation_images(
     class_names: tuple[str, ...],
     *,
     split: str | None = None,
-    seed: int = 0,
+    made_by: Mapping[str, Any] | None = None,
     trained_on: str | None = None,
 ) -> LabelledImages:
     """Loads the images that a trained model should be measured on.
@@ -40,7 +42,8 @@ def load_evaluation_images(
         class_names: The model's classes; the data's must be among them.
         split: The part wanted. Default: test where the data has splits; all of it where it has none, unless the model
             was trained on a part of it: then the test images that were kept apart.
-        seed: The seed the model was trained with; it decides splits that the data does not give.
+        made_by: Arguments of `load_dataset` (seed, val_fraction, test_fraction) that the model was trained with; they
+            decide the splits that the data does not give.
         trained_on: Fingerprint of the data that the model was trained on.
 
     Raises:
@@ -49,11 +52,12 @@ def load_evaluation_images(
     root = Path(data)
     is_plain_folder = str(data) not in BUILT_IN and root.is_dir() and not find_splits(root, list_folder(str(root))[0])
     dataset = None
+    made_by = made_by or {}
     if split is not None or not is_plain_folder:
-        dataset = load_dataset(data, seed=seed)
+        dataset = load_dataset(data, **made_by)
     elif trained_on is not None:
         try:
-            candidate = load_dataset(data, seed=seed)
+            candidate = load_dataset(data, **made_by)
         except DataError:
             candidate = None  # one class only: no model was trained on that
         if candidate is not None and candidate.fingerprint == trained_on:

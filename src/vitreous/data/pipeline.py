@@ -16,9 +16,9 @@ import numpy as np
 
 from vitreous.data.images import resize_image
 from vitreous.data.sources import ImageSet
-from vitreous.data.transforms import AugmentConfig, augment_image, example_generator
+from vitreous.data.transforms import augment_image, example_generator
 from vitreous.errors import ImageError
-from vitreous.spec import InputSpec, check
+from vitreous.spec import AugmentConfig, InputSpec, check
 
 _MAX_WORKERS = 8
 _MIN_CHUNK = 8  # images; less, and handing work to a thread costs as much as the work
@@ -211,7 +211,7 @@ class Loader:
             image = self.images.load(index, self.input_spec.num_channels, min_size=self._min_size)
         except ImageError as error:
             with self._lock:
-                self.broken[name] = getattr(error, "reason", str(error))
+                self.broken[name] = error.reason
             return None
         if self.augment is None:
             image = resize_image(image, self.input_spec)

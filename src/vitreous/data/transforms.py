@@ -5,78 +5,15 @@ do none of that. What happens to an example depends on (seed, epoch, index) alon
 """
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from vitreous.data.images import check_array, resampling, resize_image, to_array, to_pillow
-from vitreous.spec import InputSpec, Record, check
+from vitreous.spec import AugmentConfig, InputSpec
 
 if TYPE_CHECKING:
     from PIL import Image
-
-
-@dataclass(frozen=True, kw_only=True)
-class AugmentConfig(Record):
-    """How training images are changed at random, in the order of these fields: crop, shift, flip, colours, erasing.
-
-    Args:
-        crop_scale: Share of the image's area that a random crop keeps, (smallest, largest) in (0, 1]; the crop is then
-            resized to the model's input. (1, 1) turns it off: the image is brought to size as in evaluation.
-        crop_ratio: Width over height of the random crop, (smallest, largest).
-        shift_pixels: Largest shift, in pixels of the model's input, up, down, left and right; what comes in at the
-            edge is the image's reflection. 0 turns it off.
-        horizontal_flip_rate: Probability of swapping left and right, in [0, 1].
-        trivial_augment: Whether one operation out of TrivialAugment's 14, at a random strength, changes each image.
-        colour_jitter: Strength in [0, 1]: brightness, contrast and saturation are each multiplied by a factor between
-            1 - strength and 1 + strength, in random order. 0 turns it off.
-        erasing_rate: Probability, in [0, 1], that a rectangle of the image becomes noise.
-
-    Raises:
-        ConfigError: If a value is out of range.
-
-    Source: random resized crop: Szegedy et al. 2015, https://arxiv.org/abs/1409.4842, section 6; the rest:
-    `trivial_augment` and `erase` in this module.
-    """
-
-    crop_scale: tuple[float, float] = (0.35, 1.0)
-    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    shift_pixels: int = 0
-    horizontal_flip_rate: float = 0.5
-    trivial_augment: bool = False
-    colour_jitter: float = 0.0
-    erasing_rate: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name, highest in (("crop_scale", 1.0), ("crop_ratio", math.inf)):
-            value = getattr(self, name)
-            is_pair = isinstance(value, tuple | list) and len(value) == 2
-            check(
-                is_pair and 0 < value[0] <= value[1] <= highest,
-                f"Cannot use {name}.",
-                "two rising numbers (smallest, largest), above 0" + (" and up to 1" if highest == 1 else ""),
-                f"{name}={value}",
-                "Pass a pair such as (0.35, 1.0)." if highest == 1 else "Pass a pair such as (0.75, 1.33).",
-            )
-            object.__setattr__(self, name, (float(value[0]), float(value[1])))
-        for name in ("horizontal_flip_rate", "colour_jitter", "erasing_rate"):
-            value = getattr(self, name)
-            check(
-                0 <= value <= 1, f"Cannot use {name}.", "a value in [0, 1]", f"{name}={value}", "Pass 0 to turn it off."
-            )
-        check(
-            self.shift_pixels >= 0,
-            "Cannot use shift_pixels.",
-            "0 or more pixels",
-            f"shift_pixels={self.shift_pixels}",
-            "Pass 0 to turn it off.",
-        )
-
-    @property
-    def has_crop(self) -> bool:
-        """Whether images are cropped at random."""
-        return self.crop_scale != (1.0, 1.0)
 
 
 def example_generator(seed: int, epoch: int, index: int) -> np.random.Generator:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vitreous.training.run import Run, load_model, load_run
-    from vitreous.training.train import train
+    from vitreous.training.trainer import train
 
 __all__ = ["Run", "load_model", "load_run", "train"]
 
@@ -18,8 +18,7 @@ def __getattr__(name: str) -> Any:
 
         return getattr(run, name)
     if name == "train":
-        from vitreous.training.train import train
+        from vitreous.training.trainer import train
 
-        globals()["train"] = train  # the function, not the submodule that importing it puts here
         return train
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

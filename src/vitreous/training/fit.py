@@ -175,7 +175,8 @@ def fit(
                 }
                 if val is not None:
                     step.synchronize()
-                    metrics = compute_metrics(*collect_logits(predict, val.epoch(0))[:2], class_names)
+                    logits, labels, _ = collect_logits(predict, val.epoch(0))
+                    metrics = compute_metrics(logits, labels, class_names)
                     row |= {"val_loss": metrics["loss"], "val_accuracy": metrics["accuracy"]}
                 row["seconds"] = time.monotonic() - start
                 history.rows.append(row)

@@ -7,9 +7,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from vitreous.data.transforms import AugmentConfig
 from vitreous.errors import ConfigError, MissingPathError, UnknownNameError
-from vitreous.spec import Record, check
+from vitreous.spec import AugmentConfig, Record, check
 
 _UNITS = {"s": 1, "m": 60, "h": 3600}
 

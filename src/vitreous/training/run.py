@@ -16,7 +16,7 @@ import os
 import shutil
 import tomllib
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -146,9 +146,10 @@ class RunWriter:
         if self.path.exists():
             is_run = (self.path / "config.toml").is_file() or (self.path.is_dir() and not any(self.path.iterdir()))
             if not is_run:
+                kind = "folder" if self.path.is_dir() else "file"
                 raise RunExistsError(
-                    f"{what} Expected a free path, or a run to replace. Received: a {'folder' if self.path.is_dir() else 'file'} "
-                    "that is no run. Pass another --out."
+                    f"{what} Expected a free path, or a run to replace. Received: a {kind} that is no run. "
+                    "Pass another --out."
                 )
             if not overwrite and any(self.path.iterdir()):
                 raise RunExistsError(
@@ -160,7 +161,8 @@ class RunWriter:
             self.partial.mkdir(parents=True)
         except OSError as error:
             raise RunError(
-                f"{what} Expected a folder that can be written. Received: {error.strerror or error}. Pass another --out."
+                f"{what} Expected a folder that can be written. Received: {error.strerror or error}. "
+                "Pass another --out."
             ) from error
 
     def write_text(self, name: str, text: str) -> None:
@@ -169,7 +171,7 @@ class RunWriter:
         temporary.write_text(text)
         os.replace(temporary, self.partial / name)
 
-    def write_history(self, rows: list[Mapping[str, Any]]) -> None:
+    def write_history(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Writes all rows of `history.csv` anew."""
         temporary = self.partial / ".history.csv.tmp"
         with temporary.open("w", newline="") as file:

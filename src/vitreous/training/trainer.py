@@ -6,7 +6,8 @@ import platform
 import random
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import tomli_w
 from vitreous import __version__
 from vitreous.backend import select_precision
 from vitreous.data import Dataset, ImageSet, Loader, load_dataset, resize_image
+from vitreous.errors import ImageError
 from vitreous.evaluation import collect_logits, compute_metrics, softmax
 from vitreous.figures import draw_confusion, draw_curves, draw_patches, draw_predictions
 from vitreous.model import VisionTransformer, create_predict_function
@@ -35,6 +37,8 @@ def train(
     out: str | Path | None = None,
     recipe: str | Path | Recipe | None = None,
     seed: int = 0,
+    val_fraction: float = 0.1,
+    test_fraction: float = 0.1,
     overwrite: bool = False,
     reporter: Reporter | None = None,
     **changes: Any,
@@ -47,6 +51,8 @@ def train(
         out: Where the run goes. Default: the first free `runs/DATA-N`.
         recipe: A recipe, its name, or a TOML file. Default: chosen from the data.
         seed: Decides splits, first weights, order and augmentation.
+        val_fraction: Share of the training images kept for validation, where the data has no validation split.
+        test_fraction: Share of all images kept for the test, where the data has no split at all.
         overwrite: Whether a run at `out` may be replaced (once the new one is whole).
         reporter: Where progress is shown. Default: nowhere.
         **changes: Fields of `Recipe` that differ from the recipe's; nested ones as dicts
@@ -69,7 +75,8 @@ def train(
     ```
     """
     reporter = reporter or Reporter()
-    dataset = data if isinstance(data, Dataset) else load_dataset(data, seed=seed)
+    split = {"seed": seed, "val_fraction": val_fraction, "test_fraction": test_fraction}
+    dataset = data if isinstance(data, Dataset) else load_dataset(data, **split)  # type: ignore[arg-type]
     recipe_name, settled = _settle_recipe(recipe, dataset, changes)
     spec = get_spec(
         settled.model,
@@ -100,7 +107,7 @@ def train(
         random.seed(seed)  # Keras draws the seeds of its layers here; its own set_random_seed would load TensorFlow
         model = VisionTransformer(spec.config, name=spec.name, dtype=policy)
         average = VisionTransformer(spec.config, name=spec.name, dtype=policy)
-        config = _config(dataset, recipe_name, settled, spec, seed, policy)
+        config = _config(dataset, recipe_name, settled, spec, split, policy)
         writer.write_text("config.toml", _CONFIG_HEAD + tomli_w.dumps(_without_none(config)))
         evaluate_batch = min(settled.batch_size * 2, 256)
         val = _loader(dataset.splits.get("val"), spec.input, evaluate_batch)
@@ -161,7 +168,14 @@ def _settle_recipe(
 def _median_side(images: ImageSet, sample: int = 64) -> float:
     """Returns the median shorter side, in pixels, of up to `sample` images spread over the set."""
     chosen = np.unique(np.linspace(0, len(images) - 1, min(sample, len(images))).astype(int))
-    return float(np.median([min(images.load(int(i)).shape[:2]) for i in chosen]))
+    return float(np.median([min(image.shape[:2]) for image in _readable(images, chosen)] or [224]))
+
+
+def _readable(images: ImageSet, indices: Iterable[int], num_channels: int = 3) -> Iterator[np.ndarray]:
+    """Yields the images at `indices` that can be decoded; the loaders name the others."""
+    for i in indices:
+        with suppress(ImageError):
+            yield images.load(int(i), num_channels)
 
 
 def _free_path(name: str) -> Path:
@@ -225,11 +239,13 @@ def _draw_run(folder: Path, history: History, dataset: Dataset, spec: ModelSpec)
     if history.rows:
         columns = {key: [row[key] for row in history.rows] for key in history.rows[0]}
         draw_curves(columns, folder / "curves.png")
-    split = "test" if "test" in dataset.splits else "train"
-    image = resize_image(dataset.splits[split].load(0, spec.input.num_channels), spec.input)
+    images = dataset.splits["test" if "test" in dataset.splits else "train"]
     config = spec.config
+    image = next(_readable(images, range(len(images)), spec.input.num_channels), None)
+    if image is None:
+        return
     draw_patches(
-        image,
+        resize_image(image, spec.input),
         patch_size=config.patch_size,
         strides=config.patch_strides,
         padding=config.patch_padding,
@@ -266,12 +282,12 @@ _CONFIG_HEAD = """\
 
 
 def _config(
-    dataset: Dataset, recipe_name: str, recipe: Recipe, spec: ModelSpec, seed: int, policy: str
+    dataset: Dataset, recipe_name: str, recipe: Recipe, spec: ModelSpec, split: dict[str, Any], policy: str
 ) -> dict[str, Any]:
     backend = keras.backend.backend()
     return {
         "format": FORMAT,
-        "seed": seed,
+        "seed": split["seed"],
         "command": shlex.join(["vitreous", *sys.argv[1:]]) if Path(sys.argv[0]).name == "vitreous" else "(Python)",
         "recipe_name": recipe_name,
         "model": {"name": spec.name, **spec.config.to_dict()},
@@ -282,6 +298,7 @@ def _config(
             "fingerprint": dataset.fingerprint,
             "class_names": list(dataset.class_names),
             "num_images": {split: len(images) for split, images in dataset.splits.items()},
+            "split": split,
             "notes": dataset.notes,
         },
         "recipe": recipe.to_dict(),

@@ -1,0 +1,207 @@
+import json
+import os
+import pty
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import vitreous
+from vitreous.cli import main
+
+VITREOUS = [sys.executable, "-m", "vitreous"]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "src")}
+
+
+@pytest.fixture
+def call(capsys):
+    """Calls the command line in this process; returns (exit code, standard output, standard error)."""
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as stop:
+            main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return stop.value.code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def digits_run(tmp_path_factory):
+    return vitreous.train("digits", out=tmp_path_factory.mktemp("runs") / "digits", epochs=1).path
+
+
+@pytest.fixture
+def image(tmp_path):
+    path = tmp_path / "image.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 48, 3)).astype("uint8")).save(path)
+    return path
+
+
+def fails(result, text):
+    """Asserts one clear line on standard error and exit code 2."""
+    code, out, err = result
+    assert code == 2
+    assert out == ""
+    lines = [line for line in err.splitlines() if not line.startswith("Backend")]
+    assert len(lines) == 1, err
+    assert lines[0].startswith("Error: ")
+    assert text in lines[0]
+
+
+def test_help_is_quick_and_light():
+    start = time.monotonic()
+    result = subprocess.run([*VITREOUS, "--help"], env=ENVIRONMENT, capture_output=True, text=True, check=True)
+    assert time.monotonic() - start < 2  # 0.25 s on a quiet machine; see docs/log.md
+    for command in ("train", "evaluate", "predict", "patches", "models", "recipes"):
+        assert command in result.stdout
+
+
+def test_help_teaches(call):
+    code, out, _ = call("train", "--help")
+    assert code == 0
+    for text in (
+        "--optimizer.learning-rate",
+        "--augment.crop-scale",
+        "--time",
+        "Peak learning rate",
+        "--epochs",
+        "--seed",
+    ):
+        assert text in out
+    assert "empty" not in out
+
+
+def test_version(call):
+    assert call("--version")[1].strip() == vitreous.__version__
+
+
+def test_train_evaluate_predict(call, tmp_path, image):
+    out = tmp_path / "run"
+    code, text, err = call("train", "digits", "--epochs", 1, "--out", out, "--optimizer.learning-rate", "1e-3")
+    assert code == 0, err
+    assert "Backend  jax" in err
+    assert "Test     accuracy" in text
+    assert f"vitreous predict {out}" in text
+    code, text, _ = call("evaluate", out, "--json")
+    assert json.loads(text)["accuracy"] == json.loads((out / "metrics.json").read_text())["test"]["accuracy"]
+    code, text, _ = call("predict", out, image, "--top-k", 3)
+    assert code == 0
+    assert text.startswith(f"{image}: ")
+    assert text.count("%") == 3
+
+
+def test_evaluate_prints_a_table(call, digits_run):
+    code, out, _ = call("evaluate", digits_run)
+    assert code == 0
+    assert "Test     accuracy" in out
+    assert "Top 5" in out
+    assert len(out.splitlines()) == 3 + 10
+
+
+def test_predict_formats(call, digits_run, image, tmp_path):
+    _, out, _ = call("predict", digits_run, image, image, "--json", "--top-k", 2)
+    rows = json.loads(out)
+    assert [row["image"] for row in rows] == [str(image)] * 2
+    assert len(rows[0]["predictions"]) == 2
+    _, out, _ = call("predict", digits_run, image, "--csv", "--top-k", 2)
+    assert out.splitlines()[0] == "image,class_1,probability_1,class_2,probability_2"
+    target = tmp_path / "answers.csv"
+    _, out, err = call("predict", digits_run, image, "--csv", "--out", target)
+    assert out == ""
+    assert len(target.read_text().splitlines()) == 2
+    assert f"Wrote {target}" in err
+    assert "Received: both" in call("predict", digits_run, image, "--csv", "--json")[2]
+
+
+def test_patches(call, image, tmp_path):
+    out = tmp_path / "patches.png"
+    code, text, _ = call("patches", image, "--patch-size", "8", "--out", out)
+    assert (code, text) == (0, f"Wrote {out}\n")
+    assert Image.open(out).format == "PNG"
+    assert call("patches", image, "--patch-size", "16x8", "--strides", "4", "--padding", "same", "--out", out)[0] == 0
+    fails(call("patches", image, "--patch-size", "0", "--out", tmp_path / "b.png"), "patch-size='0'")
+    fails(call("patches", image, "--patch-size", "64", "--out", tmp_path / "b.png"), "at least (64, 64) pixels")
+    fails(call("patches", tmp_path / "none.png", "--out", tmp_path / "b.png"), "none.png")
+    assert not (tmp_path / "b.png").exists()
+
+
+def test_models(call):
+    code, out, _ = call("models", "vit_tiny*")
+    assert code == 0
+    lines = out.splitlines()
+    assert lines[0].split() == ["model", "parameters", "MACs", "input", "tokens"]
+    assert any(line.split() == ["vit_tiny_patch16_224", "5.72M", "1.25G", "224x224", "197"] for line in lines)
+    rows = json.loads(call("models", "base", "--json")[1])
+    assert all("base" in row["name"] for row in rows)
+    fails(call("models", "vit_tinny_patch16_224"), "Nearest: vit_tiny_patch16_224")
+
+
+def test_recipes(call):
+    code, out, _ = call("recipes")
+    assert code == 0
+    assert out.splitlines()[0].startswith("digits")
+
+
+def test_wrong_input_is_one_line(call, digits_run, tmp_path, image):
+    empty, single, images = tmp_path / "empty", tmp_path / "single", tmp_path / "images"
+    empty.mkdir()
+    (single / "one").mkdir(parents=True)
+    (single / "one" / "a.png").write_bytes(image.read_bytes())
+    images.mkdir()
+    (images / "a.png").write_bytes(image.read_bytes())
+    out = ["--out", tmp_path / "run"]
+    fails(call("train", tmp_path / "nowhere", *out), "nowhere")
+    fails(call("train", "digit", *out), "digits")
+    fails(call("train", empty, *out), "empty folder")
+    fails(call("train", single, *out), "at least two classes")
+    fails(call("train", images, *out), "no class folder")
+    fails(call("train", "digits", "--model", "vit_tiny_patch16_242", *out), "Nearest: vit_tiny_patch16_224")
+    fails(call("train", "digits", "--image-size", "9", *out), "divisible by the patch size")
+    fails(call("train", "digits", "--image-size", "big", *out), "image-size='big'")
+    fails(call("train", "digits", "--epoch", "3", *out), "Did you mean --epochs")
+    fails(call("train", "digits", "--epochs", "three", *out), "three")
+    fails(call("train", "digits", "--backend", "numpy", *out), "numpy")
+    fails(call("train"), "DATA")
+    fails(call("trian"), 'Did you mean "train"')
+    fails(call("evaluate", tmp_path / "nowhere"), "nowhere")
+    fails(call("evaluate", empty), "missing model.keras")
+    fails(call("predict", digits_run, tmp_path / "none.png"), "none.png")
+    (tmp_path / "text.png").write_text("no image")
+    fails(call("predict", digits_run, image, tmp_path / "text.png"), "text.png")
+    fails(call("predict", digits_run, empty), "empty")
+    fails(call("predict", empty, image), "missing model.keras")
+    assert not (tmp_path / "run").exists()
+    assert not list(tmp_path.glob(".run*"))
+
+
+def test_live_bar_in_a_terminal(tmp_path):
+    """In a terminal there is a bar with loss, accuracy, speed and time left, and rows stay above it."""
+    main_end, process_end = pty.openpty()
+    process = subprocess.Popen(
+        [*VITREOUS, "train", "digits", "--epochs", "2", "--out", str(tmp_path / "run")],
+        stdout=process_end,
+        stderr=process_end,
+        env={**ENVIRONMENT, "TERM": "xterm-256color", "COLUMNS": "110"},
+    )
+    os.close(process_end)
+    output = b""
+    while True:
+        try:
+            chunk = os.read(main_end, 4096)
+        except OSError:  # the other end is closed
+            break
+        output += chunk
+        if not chunk:
+            break
+    os.close(main_end)
+    assert process.wait() == 0
+    text = output.decode()
+    for part in ("img/s", "left", "loss", "acc", "train"):
+        assert part in text
+    assert "epoch   2" in text
+    assert "Test     accuracy" in text

@@ -1,0 +1,333 @@
+import csv
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import vitreous
+from vitreous.data import load_dataset
+from vitreous.errors import (
+    ConfigError,
+    DataError,
+    MissingPathError,
+    RunError,
+    RunExistsError,
+    TrainingError,
+    UnknownNameError,
+)
+from vitreous.evaluation import compute_metrics
+from vitreous.training.progress import LineReporter, format_seconds
+from vitreous.training.recipe import Recipe, choose_recipe, describe_recipe, list_recipes, load_recipe, parse_seconds
+from vitreous.training.run import RunWriter, load_run
+from vitreous.training.schedules import average_decay, learning_rate
+
+FILES = {
+    "model.keras",
+    "config.toml",
+    "history.csv",
+    "metrics.json",
+    "curves.png",
+    "confusion.png",
+    "predictions.png",
+    "patches.png",
+    "README.md",
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Three classes of 12 plain-coloured 16-pixel images, without splits."""
+    root = tmp_path_factory.mktemp("colours")
+    rng = np.random.default_rng(0)
+    for k, name in enumerate(("red", "green", "blue")):
+        (root / name).mkdir()
+        for i in range(12):
+            pixels = rng.integers(0, 60, (16, 16, 3)).astype("uint8")
+            pixels[:, :, k] += 180
+            Image.fromarray(pixels).save(root / name / f"{i}.png")
+    return root
+
+
+SMALL = {"model": "vit_pico_patch4_32", "image_size": (16, 16), "batch_size": 8, "num_channels": 3}
+
+
+@pytest.fixture(scope="module")
+def run(folder, tmp_path_factory):
+    return vitreous.train(folder, out=tmp_path_factory.mktemp("runs") / "first", epochs=6, **SMALL)
+
+
+def test_run_folder_explains_itself(run, folder):
+    assert {path.name for path in run.path.iterdir()} == FILES
+    config = tomllib.loads((run.path / "config.toml").read_text())
+    assert config["data"]["class_names"] == ["blue", "green", "red"]
+    assert config["data"]["fingerprint"] == load_dataset(folder).fingerprint
+    assert config["recipe"]["epochs"] == 6
+    assert config["recipe"]["optimizer"]["learning_rate"] > 0
+    assert set(config["versions"]) >= {"vitreous", "keras", "backend", "python"}
+    assert Recipe.from_dict(config["recipe"]).epochs == 6
+    metrics = json.loads((run.path / "metrics.json").read_text())
+    assert metrics["train_seconds"] > 0
+    assert metrics["num_images_seen"] == 6 * (len(load_dataset(folder).splits["train"]) // 8) * 8
+    assert metrics["test"]["accuracy"] >= 0.6
+    assert metrics["broken_files"] == {}
+    with (run.path / "history.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["epoch"]) for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert float(rows[-1]["train_loss"]) < float(rows[0]["train_loss"])
+    assert float(rows[-1]["val_accuracy"]) == pytest.approx(metrics["val"]["accuracy"], abs=1e-6)
+    assert f"{metrics['test']['accuracy']:.2%}" in (run.path / "README.md").read_text()
+
+
+def test_the_same_seed_gives_the_same_weights(run, folder, tmp_path):
+    again = vitreous.train(folder, out=tmp_path / "again", epochs=6, **SMALL)
+    for a, b in zip(run.load_model().get_weights(), again.load_model().get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    other = vitreous.train(folder, out=tmp_path / "other", epochs=6, seed=1, **SMALL)
+    assert any(
+        not np.array_equal(a, b)
+        for a, b in zip(run.load_model().get_weights(), other.load_model().get_weights(), strict=True)
+    )
+
+
+def test_evaluate_measures_what_training_measured(run, folder, tmp_path):
+    """On the folder it was trained on, only held-out images count; on another one, all do."""
+    metrics = vitreous.evaluate(run.path)
+    assert metrics["split"] == "test"
+    assert metrics["accuracy"] == run.metrics["test"]["accuracy"]
+    assert metrics["confusion_matrix"] == run.metrics["test"]["confusion_matrix"]
+    assert vitreous.evaluate(run, folder)["num_examples"] == run.metrics["test"]["num_examples"]
+    only_red = tmp_path / "held"
+    (only_red / "red").mkdir(parents=True)
+    (only_red / "red" / "a.png").write_bytes((folder / "red" / "0.png").read_bytes())
+    (only_red / "red" / "b.png").write_bytes(b"no image")
+    metrics = vitreous.evaluate(run, only_red)
+    assert (metrics["split"], metrics["num_examples"]) == ("all", 1)
+    assert list(metrics["recall"]) == ["red"]
+    assert list(metrics["broken_files"]) == ["red/b.png"]
+    (only_red / "violet").mkdir()
+    (only_red / "violet" / "a.png").write_bytes((folder / "red" / "0.png").read_bytes())
+    with pytest.raises(DataError, match=r"Expected classes among the model's: .* Received: unknown classes .*violet"):
+        vitreous.evaluate(run, only_red)
+
+
+def test_predict(run, folder, tmp_path):
+    paths = [folder / "red" / "0.png", folder / "blue" / "1.png"]
+    first, second = vitreous.predict(run, paths, top_k=2)
+    assert (first.path, second.path) == tuple(paths)
+    assert len(first.classes) == 2
+    assert first.probabilities[0] >= first.probabilities[1]
+    assert sum(vitreous.predict(run, paths[0])[0].probabilities) == pytest.approx(1, abs=1e-5)
+    seen = []
+    everything = vitreous.predict(run, folder, on_progress=lambda done, total: seen.append((done, total)))
+    assert len(everything) == 36
+    assert seen[-1] == (36, 36)
+    by_path = {p.path: p for p in everything}
+    np.testing.assert_allclose(by_path[paths[0]].probabilities[:2], first.probabilities, atol=1e-5)
+    broken = tmp_path / "broken.png"
+    broken.write_bytes((folder / "red" / "0.png").read_bytes()[:60])
+    with pytest.raises(vitreous.VitreousError, match=r"broken\.png"):
+        vitreous.predict(run, [*paths, broken])
+    with pytest.raises(ConfigError, match=r"Received: top_k=0"):
+        vitreous.predict(run, paths, top_k=0)
+
+
+def test_broken_files_are_left_out_and_named(folder, tmp_path):
+    root = tmp_path / "data"
+    for name in ("red", "blue"):
+        (root / name).mkdir(parents=True)
+        for i in range(12):
+            (root / name / f"{i}.png").write_bytes((folder / name / f"{i}.png").read_bytes())
+    whole = (root / "red" / "0.png").read_bytes()
+    (root / "red" / "truncated.png").write_bytes(whole[: len(whole) // 2])
+    (root / "red" / "text.png").write_text("no image")
+    said = []
+
+    class Listener(LineReporter):
+        def warn(self, text):
+            said.append(text)
+
+    run = vitreous.train(root, out=tmp_path / "run", epochs=1, reporter=Listener(), **SMALL)
+    assert set(run.metrics["broken_files"]) == {"red/truncated.png", "red/text.png"}
+    assert any("2 broken images were left out" in text for text in said)
+
+
+def test_time_budget_ends_on_time_with_the_schedule_done(folder, tmp_path):
+    run = vitreous.train(folder, out=tmp_path / "run", time="4s", **SMALL)
+    with (run.path / "history.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert 4 <= run.metrics["train_seconds"] < 8
+    peak = tomllib.loads((run.path / "config.toml").read_text())["recipe"]["optimizer"]["learning_rate"]
+    assert float(rows[-1]["learning_rate"]) < 0.1 * peak
+
+
+def test_an_existing_run_is_kept_unless_asked(run, folder, tmp_path):
+    out = tmp_path / "run"
+    vitreous.train(folder, out=out, epochs=1, **SMALL)
+    before = (out / "config.toml").read_text()
+    with pytest.raises(RunExistsError, match=r"Received: out=.*where a run lies\. Pass another --out, or --overwrite"):
+        vitreous.train(folder, out=out, epochs=1, **SMALL)
+    assert (out / "config.toml").read_text() == before
+    with pytest.raises(TrainingError):  # a run that fails while replacing leaves the old one
+        vitreous.train(
+            folder,
+            out=out,
+            epochs=1,
+            overwrite=True,
+            **SMALL,
+            optimizer={"learning_rate": 10.0, "clip_norm": 0.0, "warmup_fraction": 0.0, "weight_decay": 10.0},
+            time="20s",
+        )
+    assert (out / "config.toml").read_text() == before
+    vitreous.train(folder, out=out, epochs=2, overwrite=True, **SMALL)
+    assert load_run(out).config["recipe"]["epochs"] == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]  # nothing partial, nothing old
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "mine.txt").write_text("keep me")
+    with pytest.raises(RunExistsError, match=r"Received: a folder that is no run"):
+        RunWriter(tmp_path / "notes", overwrite=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"model": "vit_pico_patch4_23"}, UnknownNameError, r"Unknown model\. .* Nearest: vit_pico_patch4_"),
+        ({"image_size": (18, 18)}, ConfigError, r"image height divisible by the patch size"),
+        ({"recipe": "cifar"}, UnknownNameError, r"Unknown recipe\. Received: recipe='cifar'"),
+        ({"epochs": 0}, ConfigError, r"Cannot use epochs\. Expected at least 1\. Received: epochs=0"),
+        ({"time": "soon"}, ConfigError, r"Cannot read the time\. .* time='soon'"),
+        ({"optimizer": {"learning_rat": 1e-3}}, UnknownNameError, r"Nearest: learning_rate"),
+        ({"batchsize": 8}, UnknownNameError, r"Unknown key of Recipe\. .* Nearest: batch_size"),
+        ({"precision": "int8"}, ConfigError, r"Expected 'auto', 'float32' or 'bfloat16'"),
+    ],
+)
+def test_wrong_options_leave_nothing(folder, tmp_path, changes, error, message):
+    with pytest.raises(error, match=message):
+        vitreous.train(folder, out=tmp_path / "run", **{**SMALL, **changes})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_load_run_errors(run, tmp_path):
+    with pytest.raises(MissingPathError, match=r"Cannot load the run .*nowhere\. .* which does not exist"):
+        load_run(tmp_path / "nowhere")
+    with pytest.raises(
+        RunError, match=r"Received: missing model\.keras, config\.toml, metrics\.json\. Pass a run folder"
+    ):
+        load_run(tmp_path)
+    for path in run.path.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "config.toml").write_text("format = 99\n[versions]\nvitreous = '9.9'\n")
+    with pytest.raises(RunError, match=r"Received: format=99, written by vitreous 9\.9\. Install that version"):
+        load_run(tmp_path)
+    (tmp_path / "config.toml").write_text("format = [")
+    with pytest.raises(RunError, match=r"Received: a damaged file"):
+        load_run(tmp_path)
+    (tmp_path / "config.toml").write_bytes((run.path / "config.toml").read_bytes())
+    (tmp_path / "model.keras").write_bytes((run.path / "model.keras").read_bytes()[:1000])
+    with pytest.raises(RunError, match=r"Expected a whole \.keras file of a VisionTransformer"):
+        load_run(tmp_path).load_model()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_ctrl_c_saves_what_has_been_learnt(folder, tmp_path):
+    out = tmp_path / "run"
+    arguments = ["train", str(folder), "--out", str(out), "--epochs", "100000", "--model", "vit_pico_patch4_32"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vitreous", *arguments, "--image-size", "16", "--batch-size", "8"],
+        env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(Path(__file__).parents[1] / "src")},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    watch = time.monotonic()
+    while not list(tmp_path.glob(".run-*.partial/config.toml")) and time.monotonic() - watch < 60:
+        time.sleep(0.2)
+    time.sleep(6)  # compile, and some steps
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, output
+    assert "Interrupted after" in output
+    run = load_run(out)
+    assert run.metrics["is_interrupted"]
+    assert run.metrics["num_images_seen"] > 0
+    assert {path.name for path in out.iterdir()} == FILES
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_every_recipe_trains_two_tiny_steps(folder, tmp_path):
+    for name in list_recipes():
+        recipe = load_recipe(name)
+        assert Recipe.from_dict(recipe.to_dict()) == recipe
+        assert describe_recipe(name)
+        size = 8 if recipe.model.endswith("_8") else 32
+        run = vitreous.train(folder, out=tmp_path / name, recipe=name, epochs=1, batch_size=14, image_size=(size, size))
+        assert run.metrics["num_steps"] == 2
+
+
+def test_recipe_files(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text('model = "vit_pico_patch2_8"\n[augment]\ncrop_scale = [0.5, 1.0]\n')
+    assert load_recipe(path).augment.crop_scale == (0.5, 1.0)
+    path.write_text('modle = "vit_pico_patch2_8"')
+    with pytest.raises(UnknownNameError, match=r"Unknown key of Recipe\. .* Nearest: model"):
+        load_recipe(path)
+    path.write_text("model =")
+    with pytest.raises(ConfigError, match=r"Cannot load a recipe\. Expected TOML"):
+        load_recipe(path)
+    with pytest.raises(MissingPathError, match=r"which does not exist"):
+        load_recipe(tmp_path / "none.toml")
+    assert choose_recipe("digits", 500) == "digits"
+    assert [choose_recipe("x", side) for side in (8, 32, 64, 500)] == ["small32", "small32", "small64", "photos"]
+
+
+def test_epochs_and_time_replace_each_other():
+    recipe = Recipe(time="10m")
+    assert recipe.budget_seconds == 600
+    assert recipe.merge({"epochs": 3}).time is None
+    assert Recipe(epochs=3).merge({"time": "5s"}).epochs is None
+    assert [parse_seconds(text) for text in ("90s", "1.5h", "2m", "45")] == [90, 5400, 120, 45]
+    assert recipe.merge({"optimizer": {"clip_norm": 2.0}}).optimizer.clip_norm == 2.0
+
+
+def test_schedules():
+    settings = {"peak": 2.0, "warmup_fraction": 0.1, "final_fraction": 0.05}
+    assert learning_rate(0.0, **settings) == 0
+    assert learning_rate(0.05, **settings) == pytest.approx(1.0)
+    assert learning_rate(0.1, **settings) == pytest.approx(2.0)
+    assert learning_rate(0.55, **settings) == pytest.approx(2 * (0.05 + 0.95 / 2))
+    assert learning_rate(1.0, **settings) == learning_rate(1.5, **settings) == pytest.approx(0.1)
+    assert average_decay(1, 0.001, horizon_fraction=0.05) == pytest.approx(1 / 11)
+    assert average_decay(500, 0.5, horizon_fraction=0.05) == pytest.approx(1 - 1 / 50)
+    assert average_decay(500, 0.5, horizon_fraction=0.0) == 0
+
+
+def test_metrics_equal_scikit_learn():
+    from sklearn.metrics import accuracy_score, confusion_matrix, log_loss, recall_score, top_k_accuracy_score
+
+    rng = np.random.default_rng(0)
+    logits, labels = rng.standard_normal((200, 7)), rng.integers(0, 7, 200)
+    metrics = compute_metrics(logits, labels, "abcdefg")
+    answers = logits.argmax(axis=1)
+    shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    assert metrics["accuracy"] == accuracy_score(labels, answers)
+    assert metrics["loss"] == pytest.approx(log_loss(labels, shares))
+    assert metrics["confusion_matrix"] == confusion_matrix(labels, answers).tolist()
+    assert list(metrics["recall"].values()) == pytest.approx(recall_score(labels, answers, average=None).tolist())
+    assert metrics["macro_recall"] == pytest.approx(recall_score(labels, answers, average="macro"))
+    assert metrics["top5_accuracy"] == pytest.approx(top_k_accuracy_score(labels, logits, k=5))
+    # Wilson's interval for 8 of 10, from the formula in Wilson 1927
+    low, high = compute_metrics(np.eye(2)[[0] * 8 + [1] * 2], np.zeros(10, int), "ab")["accuracy_interval"]
+    assert (low, high) == pytest.approx((0.4902, 0.9433), abs=1e-4)
+    assert not math.isnan(metrics["loss"])
+
+
+def test_format_seconds():
+    assert [format_seconds(s) for s in (0.4, 59, 185, 7620)] == ["0s", "59s", "3m05s", "2h07m"]

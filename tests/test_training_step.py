@@ -1,0 +1,131 @@
+"""One training step against plain NumPy and a plain AdamW, on whatever backend Keras runs on."""
+
+import keras
+import numpy as np
+import pytest
+from layer_harness import to_numpy
+
+from vitreous.data import Batch
+from vitreous.model import VisionTransformer, normalize_images
+from vitreous.spec import InputSpec, ViTConfig
+from vitreous.training.recipe import OptimizerConfig
+from vitreous.training.step import compute_loss, create_optimizer, create_step
+
+SPEC = InputSpec(image_size=8)
+
+
+def create(changes=None, *, dtype=None, config=None):
+    vit = ViTConfig(
+        image_size=8, patch_size=4, projection_dim=16, num_blocks=2, num_heads=2, num_classes=3, **(changes or {})
+    )
+    config = config or OptimizerConfig()
+    model, average = (VisionTransformer(vit, dtype=dtype) for _ in range(2))
+    step = create_step(
+        model, average, create_optimizer(model, config), input_spec=SPEC, label_smoothing=config.label_smoothing
+    )
+    return step
+
+
+def batch(seed=0, size=6):
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 3, size).astype("int32")
+    images = rng.integers(0, 60, (size, 8, 8, 3)).astype("uint8")
+    images[np.arange(size), labels * 2] += 150  # one row of pixels tells the class
+    mask = np.ones(size, bool)
+    return Batch(images=images, labels=labels, mask=mask, indices=np.arange(size))
+
+
+def weights(model):
+    return [to_numpy(v).copy() for v in model.trainable_variables]
+
+
+def test_loss_is_the_smoothed_cross_entropy_of_the_mask():
+    logits = np.random.default_rng(0).standard_normal((4, 3)).astype("float32")
+    labels, mask = np.array([0, 2, 1, 1]), np.array([1, 1, 0, 1], "float32")
+    log_probabilities = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    targets = np.eye(3)[labels] * 0.9 + 0.1 / 3
+    losses = -(targets * log_probabilities).sum(axis=1)
+    expected = (losses * mask).sum() / mask.sum()
+    assert float(to_numpy(compute_loss(logits, labels, mask, 0.1))) == pytest.approx(expected, abs=1e-6)
+    assert float(to_numpy(compute_loss(logits, labels, 0 * mask, 0.1))) == 0
+
+
+def test_one_step_is_adamw_with_decay_on_kernels_only():
+    """At AdamW's first step each weight moves by rate * sign(gradient), and decayed ones shrink by rate * decay."""
+    rate = 1e-3
+    step = create(config=OptimizerConfig(weight_decay=0.5, clip_norm=0.0))
+    before = weights(step.model)
+    step(batch(), learning_rate=rate, decay=0.0)
+    step.synchronize()
+    paths = [v.path.split("/", 1)[1] for v in step.model.trainable_variables]
+    for path, old, new in zip(paths, before, weights(step.model), strict=True):
+        is_decayed = path.endswith("kernel")
+        moved = new - old * (1 - rate * 0.5 * is_decayed)
+        assert np.abs(moved).max() <= rate * 1.01, path
+        if path.startswith("head"):  # the only gradient at the start that no zero head hides
+            assert np.abs(moved).max() >= rate * 0.9, path
+    assert sum(p.endswith("kernel") for p in paths) == 1 + 2 * 4 + 1
+
+
+def test_the_average_follows_the_weights():
+    step = create()
+    start = weights(step.average)
+    np.testing.assert_array_equal(start[0], weights(step.model)[0])
+    expected = start
+    for decay in (0.0, 0.5, 0.9):
+        step(batch(), learning_rate=1e-2, decay=decay)
+        step.synchronize()
+        expected = [decay * a + (1 - decay) * w for a, w in zip(expected, weights(step.model), strict=True)]
+        for a, b in zip(weights(step.average), expected, strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_reported_loss_and_count_are_those_of_the_model():
+    step = create()
+    b = batch()
+    b.mask[-1] = False
+    logits = step.model(normalize_images(b.images, SPEC))
+    expected = to_numpy(compute_loss(logits, b.labels, b.mask.astype("float32"), 0.1))
+    right = (to_numpy(logits).argmax(axis=1) == b.labels)[b.mask].sum()
+    loss, correct = step(b, learning_rate=1e-3, decay=0.9)
+    assert float(loss) == pytest.approx(float(expected), abs=1e-5)
+    assert int(correct) == right
+
+
+def test_masked_examples_have_no_influence():
+    results = []
+    for fill in (0, 200):
+        keras.utils.set_random_seed(3)
+        step = create()
+        b = batch()
+        b.mask[-2:] = False
+        b.images[-2:] = fill
+        step(b, learning_rate=1e-2, decay=0.0)
+        step.synchronize()
+        results.append(weights(step.model))
+    for a, b in zip(*results, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [None, "mixed_bfloat16"])
+def test_learns(dtype):
+    keras.utils.set_random_seed(0)
+    step = create({"dropout_rate": 0.1, "stochastic_depth_rate": 0.1}, dtype=dtype)
+    losses = [float(step(batch(i, 32), learning_rate=5e-3, decay=0.9)[0]) for i in range(60)]
+    assert np.mean(losses[:3]) == pytest.approx(np.log(3), abs=0.15)
+    assert np.mean(losses[-3:]) < 0.65  # smoothed targets leave at least 0.29
+    assert all(np.isfinite(losses))
+
+
+def test_clipping_bounds_the_step_of_large_gradients():
+    """With momentum off the update is scale-free, so clipping shows in the second moment that AdamW keeps."""
+    norms = []
+    for clip in (0.0, 1e-3):
+        keras.utils.set_random_seed(0)
+        step = create(config=OptimizerConfig(clip_norm=clip))
+        step(batch(), learning_rate=1e-3, decay=0.0)
+        step.synchronize()
+        velocity = [to_numpy(v) for v in step.optimizer.variables if "velocity" in v.path]
+        norms.append(np.sqrt(sum(v.sum() for v in velocity) / (1 - 0.99)))
+    assert norms[0] > 0.1
+    assert norms[1] == pytest.approx(1e-3, rel=0.05)
