@@ -44,7 +44,9 @@ def runners(function, images, kernel):
 
         forward = jax.jit(function)
         both = jax.jit(jax.grad(lambda kernel, images: ops.sum(ops.square(function(images, kernel)))))
-        return lambda: jax.block_until_ready(forward(images, kernel)), lambda: jax.block_until_ready(both(kernel, images))
+        return lambda: jax.block_until_ready(forward(images, kernel)), lambda: jax.block_until_ready(
+            both(kernel, images)
+        )
     if backend == "tensorflow":
         import tensorflow as tf
 

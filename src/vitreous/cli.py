@@ -23,9 +23,7 @@ if typing.TYPE_CHECKING:
 
 Backend = Literal["jax", "torch", "tensorflow"]
 
-_RECIPE, _OPTIMIZER, _AUGMENTATION = (
-    Group.create_ordered(name) for name in ("Recipe", "Optimizer", "Augmentation")
-)
+_RECIPE, _OPTIMIZER, _AUGMENTATION = (Group.create_ordered(name) for name in ("Recipe", "Optimizer", "Augmentation"))
 
 app = App(
     name="vitreous",

@@ -111,8 +111,12 @@ def fit(
     total_steps = (num_epochs or 0) * train.num_batches
     start = time.monotonic()
 
+    evaluation_seconds = 0.0  # of the last evaluation: a time budget leaves room for the final one
+
     def get_progress() -> float:
-        return (time.monotonic() - start) / budget_seconds if budget_seconds else history.num_steps / total_steps
+        if budget_seconds:
+            return (time.monotonic() - start) / max(budget_seconds - evaluation_seconds, 1e-9)
+        return history.num_steps / total_steps
 
     def is_done() -> bool:
         return interrupt.is_set or get_progress() >= 1
@@ -174,10 +178,12 @@ def fit(
                     "images_per_second": row_images / seconds,
                 }
                 if val is not None:
+                    evaluation_start = time.monotonic()
                     step.synchronize()
                     logits, labels, _ = collect_logits(predict, val.epoch(0))
                     metrics = compute_metrics(logits, labels, class_names)
                     row |= {"val_loss": metrics["loss"], "val_accuracy": metrics["accuracy"]}
+                    evaluation_seconds = time.monotonic() - evaluation_start
                 row["seconds"] = time.monotonic() - start
                 history.rows.append(row)
                 reporter.row(row)

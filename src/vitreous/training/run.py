@@ -92,6 +92,13 @@ def load_run(path: str | Path) -> Run:
             f"{what} Expected a run of format {FORMAT} or older. Received: format={version}, written by vitreous "
             f"{config.get('versions', {}).get('vitreous', '?')}. Install that version."
         )
+    required = {"": ("seed", "input", "data"), "data": ("name", "root", "fingerprint", "class_names", "split")}
+    for table, keys in required.items():
+        values = config.get(table, {}) if table else config
+        if lacking := [key for key in keys if key not in values]:
+            raise RunError(
+                f"{what} {expected} Received: config.toml without {', '.join(lacking)}. Train again, or restore the file."
+            )
     return Run(path, config, metrics)
 
 
