@@ -288,7 +288,7 @@ def _config(
     return {
         "format": FORMAT,
         "seed": split["seed"],
-        "command": shlex.join(["vitreous", *sys.argv[1:]]) if Path(sys.argv[0]).name == "vitreous" else "(Python)",
+        "command": shlex.join(["vitreous", *sys.argv[1:]]) if _is_command_line() else "vitreous.train(...)",
         "recipe_name": recipe_name,
         "model": {"name": spec.name, **spec.config.to_dict()},
         "input": spec.input.to_dict(),
@@ -312,6 +312,10 @@ def _config(
             "machine": f"{platform.system()} {platform.machine()}",
         },
     }
+
+
+def _is_command_line() -> bool:
+    return Path(sys.argv[0]).name == "vitreous" or Path(sys.argv[0]).parts[-2:] == ("vitreous", "__main__.py")
 
 
 def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
