@@ -11,7 +11,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Self, get_type_hints
+from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
 from vitreous.errors import ConfigError, UnknownNameError
 from vitreous.patches import PatchGrid, as_pair
@@ -59,55 +59,132 @@ def check(condition: bool, what: str, expected: str, received: str, remedy: str)
         raise ConfigError(f"{what} Expected {expected}. Received: {received}. {remedy}")
 
 
+def check_choices(record: Record) -> None:
+    """Raises `ConfigError` for a field annotated `Literal[...]` whose value is none of the choices."""
+    for name, hint in get_type_hints(type(record)).items():
+        if get_origin(hint) is Literal and getattr(record, name) not in get_args(hint):
+            known, value = get_args(hint), getattr(record, name)
+            raise ConfigError(
+                f"Cannot use {name}. Expected one of {known}. Received: {name}={value!r}. Pass one of them."
+            )
+
+
 @dataclass(frozen=True, kw_only=True)
 class ViTConfig(Record):
     """The architecture of a Vision Transformer.
 
-    Defaults are those of the ViT paper's base model without its head.
+    Defaults are those of the ViT paper's base model.
 
     Args:
         image_size: (H, W) in pixels, or one number for a square.
+        has_dynamic_size: Whether a call may bring images of another size: learned positions are resized to it.
         patch_size: (P_h, P_w) in pixels, or one number.
         patch_strides: Distance in pixels between patches, (vertical, horizontal) or one number. Default: `patch_size`,
             so that patches touch and do not overlap.
         patch_padding: `"valid"` (only whole patches) or `"same"` (zeros around the image), as in TensorFlow.
         num_channels: Channels of the image: 3 for colour, 1 for grey.
+        stem: What stands before the projection: `"none"`; `"convolution"` (3x3 convolutions of stride 2 down to the
+            patch grid, Xiao et al. 2021, https://arxiv.org/abs/2106.14881); `"shifted"` (the image beside four copies
+            shifted diagonally by half a patch, Lee et al. 2021, https://arxiv.org/abs/2112.13492).
+        use_patch_bias: Whether the patch projection has a bias.
         projection_dim: D, the width of every token.
         num_blocks: Number of transformer blocks.
         num_heads: A, attention heads; must divide `projection_dim`.
         mlp_dim: Hidden units of each MLP. Default: 4 * `projection_dim`.
         num_classes: K, outputs of the head; 0 builds no head, and the model returns its pooled features.
-        use_class_token: Whether a trainable class token stands before the patch tokens.
-        pooling: What the head reads: `"class"` (the class token) or `"mean"` (the mean over patch tokens only).
-        activation: Activation inside the MLP: `"gelu"` (exact) or `"gelu_tanh"` (its tanh approximation).
-        epsilon: Added to the variance in every layer normalisation.
+        use_class_token: Whether a trainable class token stands first.
+        use_distillation_token: Whether a trainable distillation token follows it (DeiT).
+        use_distillation_head: Whether the distillation token has a head of its own; logits are the mean of both.
+        num_registers: R, trainable register tokens before the patches (Darcet et al. 2024,
+            https://arxiv.org/abs/2309.16588).
+        position: `"learned"`, `"sincos"` (fixed, 2-D, Chen et al. 2021, https://arxiv.org/abs/2104.02057) or `"none"`.
+        position_tokens: Which tokens have a position of their own: `"all"`; `"class"` (all but registers);
+            `"patches"`. Fixed positions are always of patches only.
+        rope: Rotary positions in each attention: `"none"`; `"eva"` (axial, as in EVA-02,
+            https://arxiv.org/abs/2303.11331); `"dinov3"` (axial over coordinates in [-1, 1], as in DINOv3,
+            https://arxiv.org/abs/2508.10104).
+        rope_temperature: Base of the rotary frequencies. Default: 10000 for `"eva"`, 100 for `"dinov3"`.
+        rope_reference_grid: (rows, columns) that positions of another grid are scaled to, for `"eva"`; (0, 0) for none.
+        use_pre_norm: Whether the tokens are normalised before the first block (CLIP).
+        norm: `"layer"` (LayerNorm) or `"rms"` (RMSNorm).
+        norm_position: Where a block normalises: `"pre"` (x + f(norm(x))) or `"post"` (x + norm(f(x)), as in Swin V2).
+        final_norm: What is normalised last: `"tokens"`, or `"pooled"` (after pooling), or `"none"`.
+        epsilon: Added to the variance in every normalisation.
+        use_qk_norm: Whether queries and keys of each head are normalised (Dehghani et al. 2023,
+            https://arxiv.org/abs/2302.05442).
+        use_attention_norm: Whether the heads' output is normalised before its projection (EVA-02).
+        use_qkv_bias: Whether queries, keys and values have a bias.
+        use_key_bias: Whether keys have one too; False in EVA and DINOv3.
+        use_projection_bias: Whether attention's projection has a bias.
+        use_local_attention: Locality self-attention: a learned temperature, and no token attends to itself (Lee et al.
+            2021, https://arxiv.org/abs/2112.13492).
+        num_parallel: Attentions, and MLPs, side by side in each block (Touvron et al. 2022,
+            https://arxiv.org/abs/2203.09795).
+        mlp: `"dense"` (two layers) or `"swiglu"` (a gated one, Shazeer 2020, https://arxiv.org/abs/2002.05202).
+        activation: Inside the MLP: `"gelu"` (exact), `"gelu_tanh"`, `"quick_gelu"` (x * sigmoid(1.702 x)) or `"silu"`.
+        use_mlp_norm: Whether the MLP's hidden units are normalised (EVA-02).
+        use_mlp_bias: Whether the MLP's layers have biases.
+        layer_scale: First value of a trainable scale on each branch (Touvron et al. 2021,
+            https://arxiv.org/abs/2103.17239); 0 builds none.
+        pooling: What the head reads: `"class"` (the class token), `"mean"` (the mean over patch tokens only), `"map"`
+            (attention pooling, Zhai et al. 2022, https://arxiv.org/abs/2106.04560) or `"class_mean"` (class token and
+            mean beside each other, DINOv2).
         dropout_rate: Share of MLP and projection outputs dropped in training, in [0, 1).
         attention_dropout_rate: Share of attention weights dropped in training, in [0, 1).
+        patch_dropout_rate: Share of patch tokens dropped in training, in [0, 1) (Li et al. 2023,
+            https://arxiv.org/abs/2212.00794).
         stochastic_depth_rate: Probability, in [0, 1), that the last block is skipped for an example in training; it
             grows linearly from 0 at the first block (Huang et al. 2016, https://arxiv.org/abs/1603.09382).
 
     Raises:
-        ConfigError: If a value is out of range, or the patches do not fit the image.
+        ConfigError: If a value is out of range, or two do not fit each other.
 
-    Source: Dosovitskiy et al. 2021, https://arxiv.org/abs/2010.11929, section 3 and table 1.
+    Source: Dosovitskiy et al. 2021, https://arxiv.org/abs/2010.11929, section 3 and table 1; the rest as named above.
     """
 
     image_size: tuple[int, int] = (224, 224)
+    has_dynamic_size: bool = False
     patch_size: tuple[int, int] = (16, 16)
     patch_strides: tuple[int, int] = None  # type: ignore[assignment]  # settled below, like mlp_dim
     patch_padding: Literal["valid", "same"] = "valid"
     num_channels: int = 3
+    stem: Literal["none", "convolution", "shifted"] = "none"
+    use_patch_bias: bool = True
     projection_dim: int = 768
     num_blocks: int = 12
     num_heads: int = 12
     mlp_dim: int = None  # type: ignore[assignment]
     num_classes: int = 1000
     use_class_token: bool = True
-    pooling: Literal["class", "mean"] = "class"
-    activation: Literal["gelu", "gelu_tanh"] = "gelu"
+    use_distillation_token: bool = False
+    use_distillation_head: bool = False
+    num_registers: int = 0
+    position: Literal["learned", "sincos", "none"] = "learned"
+    position_tokens: Literal["all", "class", "patches"] = "all"
+    rope: Literal["none", "eva", "dinov3"] = "none"
+    rope_temperature: float = None  # type: ignore[assignment]
+    rope_reference_grid: tuple[int, int] = (0, 0)
+    use_pre_norm: bool = False
+    norm: Literal["layer", "rms"] = "layer"
+    norm_position: Literal["pre", "post"] = "pre"
+    final_norm: Literal["tokens", "pooled", "none"] = "tokens"
     epsilon: float = 1e-6
+    use_qk_norm: bool = False
+    use_attention_norm: bool = False
+    use_qkv_bias: bool = True
+    use_key_bias: bool = True
+    use_projection_bias: bool = True
+    use_local_attention: bool = False
+    num_parallel: int = 1
+    mlp: Literal["dense", "swiglu"] = "dense"
+    activation: Literal["gelu", "gelu_tanh", "quick_gelu", "silu"] = "gelu"
+    use_mlp_norm: bool = False
+    use_mlp_bias: bool = True
+    layer_scale: float = 0.0
+    pooling: Literal["class", "mean", "map", "class_mean"] = "class"
     dropout_rate: float = 0.0
     attention_dropout_rate: float = 0.0
+    patch_dropout_rate: float = 0.0
     stochastic_depth_rate: float = 0.0
 
     def __post_init__(self) -> None:
@@ -118,17 +195,16 @@ class ViTConfig(Record):
         settle("patch_size", as_pair(self.patch_size, "patch_size"))
         settle("patch_strides", as_pair(self.patch_strides or self.patch_size, "patch_strides"))
         settle("mlp_dim", self.mlp_dim or 4 * self.projection_dim)
-        for name in ("num_channels", "projection_dim", "num_blocks", "num_heads", "mlp_dim"):
+        settle("rope_temperature", self.rope_temperature or (100.0 if self.rope == "dinov3" else 10000.0))
+        settle("rope_reference_grid", tuple(self.rope_reference_grid))
+        check_choices(self)
+        for name in ("num_channels", "projection_dim", "num_blocks", "num_heads", "mlp_dim", "num_parallel"):
             value = getattr(self, name)
             check(value >= 1, f"Cannot use {name}.", "at least 1", f"{name}={value}", "Pass a positive number.")
-        check(
-            self.num_classes >= 0,
-            "Cannot use num_classes.",
-            "0 (no head) or more",
-            f"num_classes={self.num_classes}",
-            "Pass the number of classes.",
-        )
-        for name in ("dropout_rate", "attention_dropout_rate", "stochastic_depth_rate"):
+        for name in ("num_classes", "num_registers", "layer_scale"):
+            value = getattr(self, name)
+            check(value >= 0, f"Cannot use {name}.", "0 (none) or more", f"{name}={value}", "Pass 0 or more.")
+        for name in ("dropout_rate", "attention_dropout_rate", "patch_dropout_rate", "stochastic_depth_rate"):
             value = getattr(self, name)
             check(
                 0 <= value < 1, f"Cannot use {name}.", "a value in [0, 1)", f"{name}={value}", "Pass a smaller share."
@@ -140,20 +216,53 @@ class ViTConfig(Record):
             f"projection_dim={self.projection_dim}, num_heads={self.num_heads}",
             "Change one of the two.",
         )
-        for name, known in (
-            ("pooling", ("class", "mean")),
-            ("activation", ("gelu", "gelu_tanh")),
-            ("patch_padding", ("valid", "same")),
-        ):
-            value = getattr(self, name)
-            check(value in known, f"Cannot use {name}.", f"one of {known}", f"{name}={value!r}", "Pass one of them.")
         check(
-            self.use_class_token or self.pooling != "class",
+            self.use_class_token or self.pooling not in ("class", "class_mean"),
             "Cannot pool the class token.",
-            "use_class_token=True with pooling='class'",
+            f"use_class_token=True with pooling={self.pooling!r}",
             "use_class_token=False",
             "Pass pooling='mean', or keep the class token.",
         )
+        check(
+            self.use_class_token or not self.use_distillation_token,
+            "Cannot place the distillation token.",
+            "use_class_token=True with use_distillation_token=True",
+            "use_class_token=False",
+            "Keep the class token.",
+        )
+        check(
+            not self.use_distillation_head or (self.use_distillation_token and self.pooling == "class"),
+            "Cannot build the distillation head.",
+            "use_distillation_token=True and pooling='class'",
+            f"use_distillation_token={self.use_distillation_token}, pooling={self.pooling!r}",
+            "Pass these, or use_distillation_head=False.",
+        )
+        check(
+            self.rope == "none" or (self.projection_dim // self.num_heads) % 4 == 0,
+            "Cannot rotate the heads.",
+            "a width of each head divisible by 4 with rope",
+            f"projection_dim={self.projection_dim}, num_heads={self.num_heads}",
+            "Change one of the two, or pass rope='none'.",
+        )
+        check(
+            self.position != "sincos" or self.projection_dim % 4 == 0,
+            "Cannot build fixed positions.",
+            "projection_dim divisible by 4 with position='sincos'",
+            f"projection_dim={self.projection_dim}",
+            "Change the width, or learn the positions.",
+        )
+        self._check_patches()
+
+    def _check_patches(self) -> None:
+        if self.stem == "convolution":
+            exponent = self.patch_size[0].bit_length() - 1
+            check(
+                self.patch_size == (2**exponent, 2**exponent) == self.patch_strides and self.patch_size[0] > 1,
+                "Cannot build the convolutional stem.",
+                "a square patch of 2, 4, 8, 16 ... pixels without overlap",
+                f"patch_size={self.patch_size}, patch_strides={self.patch_strides}",
+                "Pass such a patch size, or stem='none'.",
+            )
         if self.patch_padding == "valid" and self.patch_strides == self.patch_size:
             for axis, pixels, patch in zip(("height", "width"), self.image_size, self.patch_size, strict=True):
                 check(
@@ -183,9 +292,26 @@ class ViTConfig(Record):
         return rows * columns
 
     @property
+    def num_prefix_tokens(self) -> int:
+        """Tokens before the patches: class, distillation, registers."""
+        return int(self.use_class_token) + int(self.use_distillation_token) + self.num_registers
+
+    @property
     def num_tokens(self) -> int:
-        """N, tokens that each block sees: patches, and the class token where there is one."""
-        return self.num_patches + int(self.use_class_token)
+        """N, tokens that each block sees: the prefix and the patches."""
+        return self.num_prefix_tokens + self.num_patches
+
+    @property
+    def num_prefix_positions(self) -> int:
+        """Learned positions before those of the patches."""
+        if self.position != "learned" or self.position_tokens == "patches":
+            return 0
+        return self.num_prefix_tokens - (self.num_registers if self.position_tokens == "class" else 0)
+
+    @property
+    def features_dim(self) -> int:
+        """Width of the pooled features."""
+        return self.projection_dim * (2 if self.pooling == "class_mean" else 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,12 +371,7 @@ class InputSpec(Record):
             f"crop_fraction={self.crop_fraction}",
             "Pass 1.0 to keep the whole centre.",
         )
-        for name, known in (
-            ("interpolation", ("nearest", "bilinear", "bicubic", "lanczos")),
-            ("resize_mode", ("crop", "squash", "pad")),
-        ):
-            value = getattr(self, name)
-            check(value in known, f"Cannot use {name}.", f"one of {known}", f"{name}={value!r}", "Pass one of them.")
+        check_choices(self)
 
 
 @dataclass(frozen=True, kw_only=True)
