@@ -15,15 +15,17 @@ from cyclopts import App, CycloptsError, Group, Parameter
 from vitreous import __version__
 from vitreous.backend import select_backend
 from vitreous.errors import ConfigError, VitreousError
-from vitreous.spec import AugmentConfig
-from vitreous.training.recipe import OptimizerConfig, Recipe
+from vitreous.spec import AugmentConfig, ViTConfig
+from vitreous.training.recipe import NOT_ARCHITECTURE, OptimizerConfig, Recipe
 
 if typing.TYPE_CHECKING:
     from vitreous.prediction import Prediction
 
 Backend = Literal["jax", "torch", "tensorflow"]
 
-_RECIPE, _OPTIMIZER, _AUGMENTATION = (Group.create_ordered(name) for name in ("Recipe", "Optimizer", "Augmentation"))
+_RECIPE, _OPTIMIZER, _AUGMENTATION, _ARCHITECTURE = (
+    Group.create_ordered(name) for name in ("Recipe", "Optimizer", "Augmentation", "Architecture")
+)
 
 app = App(
     name="vitreous",
@@ -35,16 +37,16 @@ app = App(
 )
 
 
-def _optional(record: type, name: str) -> Any:
+def _optional(record: type, name: str, without: Sequence[str] = ()) -> Any:
     """Returns a record's twin for the command line: the same fields and help, and None for "as the recipe says".
 
-    Records inside the record have options of their own, and `image_size` has its own spelling.
+    Records inside the record have options of their own; so have the fields named in `without`.
     """
     hints = typing.get_type_hints(record)
     fields = [
         (field.name, hints[field.name] | None, dataclasses.field(default=None))
         for field in dataclasses.fields(record)
-        if not dataclasses.is_dataclass(hints[field.name]) and field.name != "image_size"
+        if not dataclasses.is_dataclass(hints[field.name]) and field.name not in without
     ]
     twin = dataclasses.make_dataclass(name, fields, kw_only=True, frozen=True)
     twin.__module__ = __name__  # cyclopts takes classes of built-in modules for scalars
@@ -56,10 +58,12 @@ if typing.TYPE_CHECKING:
     RecipeOptions: typing.TypeAlias = Any
     OptimizerOptions: typing.TypeAlias = Any
     AugmentOptions: typing.TypeAlias = Any
+    ArchitectureOptions: typing.TypeAlias = Any
 else:
-    RecipeOptions = _optional(Recipe, "RecipeOptions")
+    RecipeOptions = _optional(Recipe, "RecipeOptions", without=("image_size", "architecture"))
     OptimizerOptions = _optional(OptimizerConfig, "OptimizerOptions")
     AugmentOptions = _optional(AugmentConfig, "AugmentOptions")
+    ArchitectureOptions = _optional(ViTConfig, "ArchitectureOptions", without=NOT_ARCHITECTURE)
 
 
 def _changes(options: Any) -> dict[str, Any]:
@@ -103,6 +107,7 @@ def train(
     options: Annotated[RecipeOptions | None, Parameter(name="*", group=_RECIPE)] = None,
     optimizer: Annotated[OptimizerOptions | None, Parameter(group=_OPTIMIZER)] = None,
     augment: Annotated[AugmentOptions | None, Parameter(group=_AUGMENTATION)] = None,
+    architecture: Annotated[ArchitectureOptions | None, Parameter(group=_ARCHITECTURE)] = None,
 ) -> int:
     """Train a classifier on labelled images and leave a run folder.
 
@@ -124,12 +129,14 @@ def train(
         options: Values that differ from the recipe's.
         optimizer: Values that differ from the recipe's.
         augment: Values that differ from the recipe's.
+        architecture: Values in which the model differs from its name's.
     """
     changes = {
         **_changes(options),
         "image_size": _parse_size(image_size, "image-size"),
         "optimizer": _changes(optimizer) or None,
         "augment": _changes(augment) or None,
+        "architecture": _changes(architecture) or None,
     }
     _start_backend(backend)
     from vitreous.training import train as train_run

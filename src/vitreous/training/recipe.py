@@ -1,5 +1,6 @@
 """What a training run is made of: records with defaults, TOML files that fill them, and the choice for some data."""
 
+import dataclasses
 import re
 import tomllib
 from dataclasses import dataclass, field
@@ -8,7 +9,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vitreous.errors import ConfigError, MissingPathError, UnknownNameError
-from vitreous.spec import AugmentConfig, Record, check
+from vitreous.spec import AugmentConfig, Record, ViTConfig, check
+
+# Fields of ViTConfig that the data and other fields of a recipe decide.
+NOT_ARCHITECTURE = ("image_size", "num_channels", "num_classes", "has_dynamic_size")
 
 _UNITS = {"s": 1, "m": 60, "h": 3600}
 
@@ -74,11 +78,10 @@ class Recipe(Record):
         num_examples_seen: Images shown to the model in all, when neither epochs nor time are given.
         time: Time budget such as 90s, 20m or 1.5h, instead of epochs: the schedule ends when the time does.
         batch_size: Images per step.
-        dropout_rate: Share of MLP and projection outputs dropped, in [0, 1).
-        stochastic_depth_rate: Probability that the last block is skipped for an example, in [0, 1).
         precision: float32, bfloat16 (weights stay float32), or auto: the faster one on this hardware.
         optimizer: How weights move.
         augment: How training images are varied.
+        architecture: Fields of `ViTConfig` in which the model differs from its name's.
     """
 
     model: str = "vit_tiny_patch16_224"
@@ -89,11 +92,10 @@ class Recipe(Record):
     num_examples_seen: int = 300_000
     time: str | None = None
     batch_size: int = 64
-    dropout_rate: float = 0.0
-    stochastic_depth_rate: float = 0.0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    architecture: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("epochs", "num_examples_seen", "batch_size"):
@@ -107,6 +109,10 @@ class Recipe(Record):
             )
         if self.time is not None:
             parse_seconds(self.time)
+        fields = [each.name for each in dataclasses.fields(ViTConfig) if each.name not in NOT_ARCHITECTURE]
+        for key in self.architecture:
+            if key not in fields:
+                raise UnknownNameError("architecture key", key, fields, f"Keys: {', '.join(fields)}.")
 
     @property
     def budget_seconds(self) -> float | None:

@@ -83,8 +83,7 @@ def train(
         num_classes=len(dataset.class_names),
         image_size=settled.image_size,
         num_channels=settled.num_channels,
-        dropout_rate=settled.dropout_rate,
-        stochastic_depth_rate=settled.stochastic_depth_rate,
+        **settled.architecture,
     )
     spec = dataclasses.replace(spec, input=spec.input.replace(resize_mode=settled.resize_mode))
     train_images = dataset.splits["train"]
