@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 import threading
@@ -11,7 +12,7 @@ from vitreous.data import pipeline
 from vitreous.data.images import resize_image
 from vitreous.data.pipeline import Loader
 from vitreous.data.sources import ImageSet
-from vitreous.errors import ConfigError, MissingPathError
+from vitreous.errors import ConfigError
 from vitreous.spec import AugmentConfig, InputSpec
 
 SPEC = InputSpec(image_size=12)
@@ -146,12 +147,28 @@ def test_a_broken_file_in_the_middle(tmp_path, num_workers, augment):
 @pytest.mark.parametrize("num_workers", [0, 1, 4])
 def test_an_error_in_a_worker_reaches_the_consumer(tmp_path, num_workers):
     images = images_on_disk(tmp_path)
-    (tmp_path / "20.png").unlink()
+    load = images.load
+
+    def fail_at_20(index, *arguments, **options):
+        if index == 20:
+            raise RuntimeError("a defect")
+        return load(index, *arguments, **options)
+
+    images.load = fail_at_20
     seen = []
-    with pytest.raises(MissingPathError, match=r"^Cannot read the image 20\.png\."):
+    with pytest.raises(RuntimeError, match="a defect"):
         for batch in Loader(images, SPEC, batch_size=8, num_workers=num_workers).epoch(0):
             seen.append(batch)
     assert len(seen) == 2
+
+
+def test_a_file_that_vanishes_is_masked_and_named(tmp_path):
+    images = images_on_disk(tmp_path)
+    (tmp_path / "20.png").unlink()
+    loader = Loader(images, SPEC, batch_size=8)
+    masks = np.concatenate([batch.mask for batch in loader.epoch(0)])[: len(images)]
+    assert np.flatnonzero(~masks).tolist() == [20]
+    assert loader.broken == {"20.png": "the file is gone"}
 
 
 @pytest.mark.parametrize("num_workers", [1, 4])
@@ -197,7 +214,10 @@ batches = Loader(images, InputSpec(image_size=8), batch_size=1, num_workers=2).e
 next(batches)
 print("end")
 """
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    result = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60, check=True
+    )
     assert result.stdout == "end\n" and result.stderr == ""
 
 

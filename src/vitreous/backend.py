@@ -20,6 +20,15 @@ def has_gpu() -> bool:
     return Path("/dev/nvidia0").exists() or Path("/proc/driver/nvidia/version").exists()
 
 
+def uses_gpu(backend: str) -> bool:
+    """Whether there is a GPU and the installed backend is built for it."""
+    if not has_gpu() or not is_installed(backend):
+        return False
+    if backend == "jax":
+        return any(is_installed(f"jax_cuda{version}_plugin") for version in (12, 13))
+    return backend == "tensorflow" or "+cpu" not in importlib.metadata.version(backend)
+
+
 def has_fast_bfloat16() -> bool:
     """Whether this machine's CPU multiplies bfloat16 in hardware (x86: AVX-512 BF16 or AMX; Arm: bf16)."""
     try:
@@ -77,11 +86,9 @@ def _choose(requested: str | None) -> tuple[str, str]:
         return sys.modules["keras"].backend.backend(), "Keras already runs on it"
     if from_environment := os.environ.get("KERAS_BACKEND"):
         return from_environment, "KERAS_BACKEND"
-    if has_gpu():
-        if any(is_installed(f"jax_cuda{version}_plugin") for version in (12, 13)):
-            return "jax", "a GPU, and jax is built for it"
-        if is_installed("torch") and "+cpu" not in importlib.metadata.version("torch"):
-            return "torch", "a GPU, and torch is built for it"
+    for backend in ("jax", "torch"):
+        if uses_gpu(backend):
+            return backend, f"a GPU, and {backend} is built for it"
     if is_installed("torch"):
         return "torch", "the fastest one installed for this CPU"
     if is_installed("jax"):
@@ -106,6 +113,6 @@ def select_precision(precision: Precision, backend: str) -> str:
             f"Received: precision={precision!r}. Pass one of them."
         )
     if precision == "auto":
-        is_fast = has_gpu() or (backend in ("torch", "tensorflow") and has_fast_bfloat16())
+        is_fast = uses_gpu(backend) or (backend in ("torch", "tensorflow") and has_fast_bfloat16())
         precision = "bfloat16" if is_fast else "float32"
     return "mixed_bfloat16" if precision == "bfloat16" else "float32"

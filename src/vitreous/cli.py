@@ -1,8 +1,10 @@
 """The command line: parse, call the library, print. It computes nothing itself, and `--help` imports no Keras."""
 
 import dataclasses
+import io
 import json
 import os
+import shlex
 import sys
 import typing
 from collections.abc import Iterator, Sequence
@@ -34,6 +36,7 @@ app = App(
     Start with: vitreous train digits""",
     version=__version__,
     default_parameter=Parameter(negative_iterable=()),
+    suppress_keyboard_interrupt=False,
 )
 
 
@@ -76,7 +79,7 @@ def _parse_size(text: str | None, name: str) -> tuple[int, int] | None:
     if text is None:
         return None
     parts = text.lower().replace(",", "x").split("x")
-    if len(parts) not in (1, 2) or not all(part.strip().isdigit() and int(part) > 0 for part in parts):
+    if len(parts) not in (1, 2) or not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
         raise ConfigError(
             f"Cannot read --{name}. Expected a positive number or HEIGHTxWIDTH. Received: {name}={text!r}. "
             "Pass for example 224 or 192x256."
@@ -157,8 +160,10 @@ def train(
     for split in ("val", "test"):
         if split in run.metrics:
             print(_accuracy_line(split, run.metrics[split]))
-    print(f"Look at  {run.path}/README.md, curves.png, confusion.png, predictions.png, patches.png")
-    print(f"Use it   vitreous predict {run.path} IMAGE...")
+    path = Path(os.path.relpath(run.path)) if run.path.is_relative_to(Path.cwd()) else run.path
+    pictures = [name for name in ("curves", "confusion", "predictions", "patches") if (path / f"{name}.png").exists()]
+    print(f"Look at  {path}/README.md, {', '.join(f'{name}.png' for name in pictures)}")
+    print(f"Use it   vitreous predict {shlex.quote(str(path))} IMAGE...")
     return 130 if run.metrics["is_interrupted"] else 0
 
 
@@ -176,7 +181,7 @@ def evaluate(
     data: str | None = None,
     /,
     *,
-    split: Literal["train", "val", "test"] | None = None,
+    split: Literal["train", "val", "test", "all"] | None = None,
     json_output: Annotated[bool, Parameter(name="--json", negative=())] = False,
     out: Path | None = None,
     backend: Backend | None = None,
@@ -193,6 +198,7 @@ def evaluate(
     """
     from vitreous.training import load_run
 
+    _check_output(out)
     loaded = load_run(run)  # first: a wrong path should not cost the time that Keras takes to start
     _start_backend(backend)
     from vitreous.prediction import evaluate as evaluate_run
@@ -244,6 +250,7 @@ def predict(
         )
     from vitreous.training import load_run
 
+    _check_output(out)
     loaded = load_run(run)
     _start_backend(backend)
     from vitreous.prediction import predict as predict_images
@@ -356,6 +363,16 @@ def recipes() -> int:
     return 0
 
 
+def _check_output(path: Path | None) -> None:
+    """Raises `ConfigError` if a file could not be written at `path`, before anything is computed for it."""
+    if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+        received = "a folder" if path.is_dir() else f"no folder {path.parent}"
+        raise ConfigError(
+            f"Cannot write {path}. Expected the path of a file in a folder that exists. Received: {received}. "
+            "Pass another --out."
+        )
+
+
 @contextmanager
 def _output(path: Path | None) -> Iterator[TextIO]:
     """Yields standard output, or a file that appears whole under its name."""
@@ -364,7 +381,7 @@ def _output(path: Path | None) -> Iterator[TextIO]:
         return
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with temporary.open("w", newline="") as file:
+        with temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
             yield file
         os.replace(temporary, path)
     except BaseException:
@@ -394,6 +411,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: Words after `vitreous`. Default: those of this process.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # file names need not be text
     try:
         code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value", help_on_error=False)
     except VitreousError as error:

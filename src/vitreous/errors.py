@@ -12,7 +12,10 @@
     └── MissingDependencyError (ImportError)        an optional package that is not installed
 
 Each message has four parts: what failed; what was expected; `Received: name=value`; what to do.
-The command line and the server translate these into an exit code or a status; nothing else catches them.
+Only the command line and the server translate these, into an exit code or a status. Inside, a few places catch the one
+kind that they can answer: loading images leaves out a broken one and names it later (`ImageError`, `MissingPathError`),
+evaluating on other data does without the splits of training where there are none (`DataError`), and starting a run
+overwrites a folder only if it is a run (`RunError`, `MissingPathError`).
 """
 
 import difflib
@@ -38,9 +41,11 @@ class UnknownNameError(ConfigError, LookupError):
     """
 
     def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = ""):
-        nearest = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+        nearest = difflib.get_close_matches(str(name), list(known), n=3, cutoff=0.5)
         offer = f"Nearest: {', '.join(nearest)}. " if nearest else ""
-        super().__init__(f"Unknown {kind}. Received: {kind}={name!r}. {offer}{hint}".strip())
+        super().__init__(
+            f"Unknown {kind}. Received: {kind}={name!r}. {offer}Expected the name of an existing {kind}. {hint}".strip()
+        )
         self.nearest = nearest
 
 

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from vitreous.errors import DataError
+
 
 def collect_logits(
     predict: Callable[[np.ndarray], np.ndarray], batches: Iterable[Any]
@@ -73,8 +75,16 @@ def compute_metrics(logits: np.ndarray, labels: np.ndarray, class_names: Sequenc
         A dict fit for JSON: `accuracy` and `accuracy_interval` (95%, Wilson), `top5_accuracy` where K > 5, `loss`
         (mean cross-entropy in nats), `macro_recall` (mean over the classes present), `num_examples`, `recall` by class
         name, and `confusion_matrix` (rows: truth).
+
+    Raises:
+        DataError: If N is 0.
     """
     num_classes = len(class_names)
+    if not len(labels):
+        raise DataError(
+            "Cannot compute metrics. Expected at least one labelled image that can be read. Received: none. "
+            "Pass data with readable images."
+        )
     labels = labels.astype("int64")
     answers = logits.argmax(axis=1)
     correct = int((answers == labels).sum())

@@ -236,7 +236,7 @@ class VisionTransformer(keras.Model):
         config = self.config
         patches = tokens[:, config.num_prefix_tokens :]
         if config.pooling == "map":
-            pooled = self.attention_pool(tokens)
+            pooled = self.attention_pool(patches)
         elif config.pooling == "mean":
             pooled = ops.mean(patches, axis=1)
         elif config.pooling == "class_mean":

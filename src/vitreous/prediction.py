@@ -11,7 +11,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from vitreous.data import Loader, decode_image, list_image_files, load_evaluation_images, resize_image
-from vitreous.errors import ConfigError
+from vitreous.errors import ConfigError, DataError
 from vitreous.evaluation import collect_logits, compute_metrics, softmax
 from vitreous.model import create_predict_function
 from vitreous.training import Run, load_run
@@ -139,8 +139,8 @@ def evaluate(run: str | Path | Run, data: str | Path | None = None, *, split: st
         run: A run, or its folder.
         data: A built-in name, or a folder with one folder a class, named as the run's classes (not all need be there).
             Default: the data that the run was trained on.
-        split: `"train"`, `"val"` or `"test"` of that data. Default: its test images; for a folder without splits, all
-            its images, unless the run was trained on that very folder: then the images held out from training.
+        split: `"train"`, `"val"`, `"test"` or `"all"` of that data. Default: its test images; for a folder without
+            splits, all its images, unless the run was trained on that very folder: then those held out from training.
 
     Returns:
         What `vitreous.evaluation.compute_metrics` returns, and `data`, `split` and `broken_files`.
@@ -151,9 +151,19 @@ def evaluate(run: str | Path | Run, data: str | Path | None = None, *, split: st
     """
     run = run if isinstance(run, Run) else load_run(run)
     record = run.config["data"]
+    if data is None and record["root"] == "(from Python)":
+        raise DataError(
+            "Cannot evaluate. Expected data: this run was trained on a Dataset made in Python. Received: data=None. "
+            "Pass a folder."
+        )
     source = data if data is not None else record["name"] if record["root"] == "(built in)" else record["root"]
     found = load_evaluation_images(
-        source, run.class_names, split=split, made_by=record["split"], trained_on=record["fingerprint"]
+        source,
+        run.class_names,
+        split=split,
+        made_by=record["split"],
+        trained_on=record["fingerprint"],
+        trained_at=record["root"],
     )
     loader = Loader(found.images, run.input_spec, batch_size=min(_BATCH, len(found.images)), cache_bytes=0)
     infer = create_predict_function(run.load_model(), run.input_spec)

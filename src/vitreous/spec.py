@@ -8,10 +8,13 @@ Letters in shapes: B batch, H/W image pixels, C channels, P patch, N tokens, D w
 """
 
 import dataclasses
+import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
+from numbers import Integral, Real
+from types import NoneType, UnionType
+from typing import Any, Literal, Self, Union, get_args, get_origin, get_type_hints
 
 from vitreous.errors import ConfigError, UnknownNameError
 from vitreous.patches import PatchGrid, as_pair
@@ -21,7 +24,17 @@ ResizeMode = Literal["crop", "squash", "pad"]
 
 
 class Record:
-    """What the frozen dataclasses of vitreous share: to a plain dict and back, and copies with changes."""
+    """What the frozen dataclasses of vitreous share: checked types, to a plain dict and back, copies with changes.
+
+    A value that does not fit its field's annotation is a `ConfigError`, however the record is made. A field whose
+    default is None takes None too; an integer is good for a float, and for a pair of integers.
+    """
+
+    def __new__(cls, **values: Any) -> Self:
+        """Checks the types of the values before `__post_init__` computes with them."""
+        has_none = {name for name, value in values.items() if value is None and getattr(cls, name, 0) is None}
+        check_types(cls, {name: value for name, value in values.items() if name not in has_none})
+        return super().__new__(cls)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the fields as plain values, fit for JSON and TOML: tuples become lists, records become dicts."""
@@ -37,8 +50,9 @@ class Record:
 
         Raises:
             UnknownNameError: If a key is not a field of this record; the nearest are named.
+            ConfigError: If a value is of another type than its field, or out of range.
         """
-        hints = get_type_hints(cls)
+        hints = _hints(cls)
         arguments = {}
         for key, value in values.items():
             if key not in hints:
@@ -59,14 +73,81 @@ def check(condition: bool, what: str, expected: str, received: str, remedy: str)
         raise ConfigError(f"{what} Expected {expected}. Received: {received}. {remedy}")
 
 
-def check_choices(record: Record) -> None:
-    """Raises `ConfigError` for a field annotated `Literal[...]` whose value is none of the choices."""
-    for name, hint in get_type_hints(type(record)).items():
-        if get_origin(hint) is Literal and getattr(record, name) not in get_args(hint):
-            known, value = get_args(hint), getattr(record, name)
+def check_minimum(minimum: int, **values: float) -> None:
+    """Raises `ConfigError` for a value below `minimum`, which is 0 or 1."""
+    for name, value in values.items():
+        expected, remedy = ("at least 1", "a positive number") if minimum else ("0 (none) or more", "0 or more")
+        check(value >= minimum, f"Cannot use {name}.", expected, f"{name}={value}", f"Pass {remedy}.")
+
+
+def check_rates(**values: float) -> None:
+    """Raises `ConfigError` for a value outside [0, 1)."""
+    for name, value in values.items():
+        check(0 <= value < 1, f"Cannot use {name}.", "a value in [0, 1)", f"{name}={value}", "Pass a share below 1.")
+
+
+_hints = functools.cache(get_type_hints)
+
+
+def check_types(annotated: type | Callable[..., Any], values: Mapping[str, Any]) -> None:
+    """Raises `ConfigError` for a value that does not fit its annotation.
+
+    Args:
+        annotated: A class or a function whose annotations say what fits.
+        values: Values by name; names without an annotation are not checked.
+    """
+    hints = _hints(annotated)
+    for name, value in values.items():
+        if name in hints and not _fits(value, hints[name]):
+            is_choice = get_origin(hints[name]) is Literal
+            is_quoted = isinstance(value, str) and not is_choice
             raise ConfigError(
-                f"Cannot use {name}. Expected one of {known}. Received: {name}={value!r}. Pass one of them."
+                f"Cannot use {name}. Expected {_describe(hints[name])}. Received: {name}={value!r}. "
+                f"Pass {'one of them' if is_choice else 'such a value, without quotes' if is_quoted else 'such a value'}."
             )
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is what an annotation says."""
+    arguments = get_args(hint)
+    match get_origin(hint):
+        case _ if hint is Any:
+            return True
+        case origin if origin is Literal:
+            return isinstance(value, tuple(map(type, arguments))) and value in arguments
+        case origin if origin in (Union, UnionType):
+            return any(_fits(value, each) for each in arguments)
+        case origin if origin is tuple:
+            if arguments == (int, int) and _fits(value, int):
+                return True  # one number for both
+            if not isinstance(value, tuple | list):
+                return False
+            each = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
+            return len(value) == len(each) and all(map(_fits, value, each))
+        case origin if origin is dict:
+            return isinstance(value, Mapping)
+    if hint in (int, float):  # True is an int to Python, but no count
+        return isinstance(value, Integral if hint is int else Real) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+def _describe(hint: Any) -> str:
+    """Returns an annotation in words."""
+    words = {int: "an integer", float: "a number", bool: "True or False", str: "text", NoneType: "None"}
+    arguments = get_args(hint)
+    match get_origin(hint):
+        case origin if origin is Literal:
+            return f"one of {arguments}"
+        case origin if origin in (Union, UnionType):
+            return ", or ".join(map(_describe, arguments))
+        case origin if origin is tuple:
+            if arguments == (int, int):
+                return "an integer, or two"
+            kind = "integers" if arguments[0] is int else "numbers"
+            return kind if arguments[-1] is Ellipsis else f"{('one', 'two', 'three')[len(arguments) - 1]} {kind}"
+        case origin if origin is dict:
+            return "a table of names and values"
+    return words.get(hint, f"the fields of {getattr(hint, '__name__', hint)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,19 +277,17 @@ class ViTConfig(Record):
         settle("patch_strides", as_pair(self.patch_strides or self.patch_size, "patch_strides"))
         settle("mlp_dim", self.mlp_dim or 4 * self.projection_dim)
         settle("rope_temperature", self.rope_temperature or (100.0 if self.rope == "dinov3" else 10000.0))
-        settle("rope_reference_grid", tuple(self.rope_reference_grid))
-        check_choices(self)
-        for name in ("num_channels", "projection_dim", "num_blocks", "num_heads", "mlp_dim", "num_parallel"):
-            value = getattr(self, name)
-            check(value >= 1, f"Cannot use {name}.", "at least 1", f"{name}={value}", "Pass a positive number.")
-        for name in ("num_classes", "num_registers", "layer_scale"):
-            value = getattr(self, name)
-            check(value >= 0, f"Cannot use {name}.", "0 (none) or more", f"{name}={value}", "Pass 0 or more.")
-        for name in ("dropout_rate", "attention_dropout_rate", "patch_dropout_rate", "stochastic_depth_rate"):
-            value = getattr(self, name)
-            check(
-                0 <= value < 1, f"Cannot use {name}.", "a value in [0, 1)", f"{name}={value}", "Pass a smaller share."
-            )
+        grid: Any = self.rope_reference_grid
+        settle("rope_reference_grid", tuple(grid) if isinstance(grid, tuple | list) else (grid, grid))
+
+        def named(*names: str) -> dict[str, Any]:
+            return {name: getattr(self, name) for name in names}
+
+        check_minimum(
+            1, **named("num_channels", "projection_dim", "num_blocks", "num_heads", "mlp_dim", "num_parallel")
+        )
+        check_minimum(0, **named("num_classes", "num_registers", "layer_scale"))
+        check_rates(**named("dropout_rate", "attention_dropout_rate", "patch_dropout_rate", "stochastic_depth_rate"))
         check(
             self.projection_dim % self.num_heads == 0,
             "Cannot split the width into attention heads.",
@@ -371,7 +450,6 @@ class InputSpec(Record):
             f"crop_fraction={self.crop_fraction}",
             "Pass 1.0 to keep the whole centre.",
         )
-        check_choices(self)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -196,6 +196,11 @@ class _FolderReader:
         main = "all" if "all" in classes else "train"
         class_names = tuple(sorted(classes[main]))
         self.check_classes(class_names)
+        for name in class_names:
+            if not name.isprintable():
+                raise folder_error(
+                    self.root, "class folders with names in Unicode", f"name={name!r}", "Rename this folder."
+                )
         for split, found in classes.items():
             if unknown := sorted(name for name in found if found[name] and name not in class_names):
                 raise folder_error(

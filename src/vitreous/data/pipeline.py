@@ -17,7 +17,7 @@ import numpy as np
 from vitreous.data.images import resize_image
 from vitreous.data.sources import ImageSet
 from vitreous.data.transforms import augment_image, example_generator
-from vitreous.errors import ImageError
+from vitreous.errors import ImageError, MissingPathError
 from vitreous.spec import AugmentConfig, InputSpec, check
 
 _MAX_WORKERS = 8
@@ -138,7 +138,6 @@ class Loader:
 
         Raises:
             ConfigError: If either is out of range.
-            MissingPathError: While iterating, if a file is no longer there.
         """
         check(epoch >= 0, "Cannot start an epoch.", "0 or more", f"epoch={epoch}", "Count epochs from 0.")
         check(
@@ -209,9 +208,9 @@ class Loader:
             return None
         try:
             image = self.images.load(index, self.input_spec.num_channels, min_size=self._min_size)
-        except ImageError as error:
+        except (ImageError, MissingPathError) as error:
             with self._lock:
-                self.broken[name] = error.reason
+                self.broken[name] = error.reason if isinstance(error, ImageError) else "the file is gone"
             return None
         if self.augment is None:
             image = resize_image(image, self.input_spec)

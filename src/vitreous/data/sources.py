@@ -175,6 +175,11 @@ class Dataset:
         return digest.hexdigest()
 
 
+def is_built_in(data: str | Path) -> bool:
+    """Whether `data` is a built-in name: a bare one, and a string, so that a folder of that name can still be given."""
+    return isinstance(data, str) and data in BUILT_IN
+
+
 def load_dataset(data: str | Path, *, seed: int = 0, val_fraction: float = 0.1, test_fraction: float = 0.1) -> Dataset:
     """Finds the images of a data set, their classes and their splits. No pixels are read but those of the headers.
 
@@ -203,7 +208,7 @@ def load_dataset(data: str | Path, *, seed: int = 0, val_fraction: float = 0.1, 
         ConfigError: If the shares leave nothing to train on.
     """
     check_fractions(val_fraction, test_fraction)
-    if data in BUILT_IN:
+    if is_built_in(data):
         return _load_digits(seed, val_fraction)
     root = Path(data)
     if not root.exists():

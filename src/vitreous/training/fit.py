@@ -42,13 +42,13 @@ class History:
     is_interrupted: bool = False
 
 
-class _Interrupt:
-    """Turns the first Ctrl-C into a flag, so that no step is torn; the second one is the usual KeyboardInterrupt."""
+class Interrupt:
+    """Turns the first Ctrl-C into a flag, so that no step and no file is torn; the second is a KeyboardInterrupt."""
 
     def __init__(self) -> None:
         self.is_set = False
 
-    def __enter__(self) -> "_Interrupt":
+    def __enter__(self) -> "Interrupt":
         self.is_main = threading.current_thread() is threading.main_thread()
         if self.is_main:
             self.previous = signal.signal(signal.SIGINT, self._handle)
@@ -75,6 +75,7 @@ def fit(
     num_epochs: int | None = None,
     budget_seconds: float | None = None,
     reporter: Reporter | None = None,
+    interrupt: Interrupt | None = None,
     on_row: Callable[[list[dict[str, Any]]], None] | None = None,
 ) -> History:
     """Trains `model`, and leaves the average of its weights in `average`.
@@ -90,15 +91,17 @@ def fit(
         num_epochs: Passes over the training data; or:
         budget_seconds: Wall-clock time to train for; the schedule follows the clock and ends with it.
         reporter: Where progress is shown.
+        interrupt: Ends training after the step at hand once it is set. Default: nothing does.
         on_row: Called with all rows so far after each new one.
 
     Returns:
-        The history. On the first Ctrl-C training ends after the step at hand and `is_interrupted` is set.
+        The history.
 
     Raises:
         TrainingError: If the loss is no longer finite.
     """
     reporter = reporter or Reporter()
+    interrupt = interrupt or Interrupt()
     history = History()
     step = create_step(
         model,
@@ -109,13 +112,15 @@ def fit(
     )
     predict = create_predict_function(average, input_spec)
     total_steps = (num_epochs or 0) * train.num_batches
-    start = time.monotonic()
+    start = schedule_start = time.monotonic()
+    half_step = 0.5 / total_steps if total_steps else 0.5e-3  # a step's rate is that of its middle, never 0
 
     evaluation_seconds = 0.0  # of the last evaluation: a time budget leaves room for the final one
 
     def get_progress() -> float:
-        if budget_seconds:
-            return (time.monotonic() - start) / max(budget_seconds - evaluation_seconds, 1e-9)
+        if budget_seconds:  # the clock of the schedule starts after the first step, which compiles
+            left = start + budget_seconds - min(evaluation_seconds, budget_seconds / 4) - schedule_start
+            return (time.monotonic() - schedule_start) / max(left, 1e-9) if history.num_steps else 0.0
         return history.num_steps / total_steps
 
     def is_done() -> bool:
@@ -125,75 +130,78 @@ def fit(
     row_start, row_steps, row_images = start, 0, 0
     loss_sum, correct_sum = 0.0, 0.0  # become scalars on the device; read only when shown
     shown_time, shown_images, shown_sums = start, 0, (0.0, 0.0, 0, 0)
-    with _Interrupt() as interrupt:
-        while not is_done():
-            batches = train.epoch(epoch)
-            epoch += 1
-            for batch in batches:
-                rate = learning_rate(
-                    min(get_progress(), 1.0),
-                    peak=config.learning_rate,
-                    warmup_fraction=config.warmup_fraction,
-                    final_fraction=config.final_fraction,
-                )
-                history.num_steps += 1
-                decay = average_decay(history.num_steps, get_progress(), horizon_fraction=config.average_fraction)
-                loss, correct = step(batch, learning_rate=rate, decay=decay)
-                loss_sum, correct_sum = loss_sum + loss, correct_sum + correct
-                row_steps += 1
-                row_images += (num_images := int(batch.mask.sum()))
-                history.num_images += num_images
-                now = time.monotonic()
-                if now - shown_time > _REFRESH_SECONDS:
-                    sums = (float(loss_sum), float(correct_sum), row_steps, row_images)
-                    _check_finite(sums[0], history.num_steps, config)
-                    recent = [new - old for new, old in zip(sums, shown_sums, strict=True)]
-                    progress = min(get_progress(), 1.0)
-                    reporter.step(
-                        Status(
-                            progress=progress,
-                            epoch=epoch,
-                            loss=recent[0] / max(recent[2], 1),
-                            accuracy=recent[1] / max(recent[3], 1),
-                            images_per_second=(history.num_images - shown_images) / (now - shown_time),
-                            seconds_left=(now - start) * (1 - progress) / max(progress, 1e-6),
-                        )
+    while not is_done():
+        batches = train.epoch(epoch)
+        epoch += 1
+        for batch in batches:
+            rate = learning_rate(
+                min(get_progress() + half_step, 1.0),
+                peak=config.learning_rate,
+                warmup_fraction=config.warmup_fraction,
+                final_fraction=config.final_fraction,
+            )
+            history.num_steps += 1
+            decay = average_decay(history.num_steps, get_progress(), horizon_fraction=config.average_fraction)
+            loss, correct = step(batch, learning_rate=rate, decay=decay)
+            if history.num_steps == 1:
+                _check_finite(float(loss), 1, config)
+                schedule_start = time.monotonic()
+            loss_sum, correct_sum = loss_sum + loss, correct_sum + correct
+            row_steps += 1
+            row_images += (num_images := int(batch.mask.sum()))
+            history.num_images += num_images
+            now = time.monotonic()
+            if now - shown_time > _REFRESH_SECONDS:
+                sums = (float(loss_sum), float(correct_sum), row_steps, row_images)
+                _check_finite(sums[0], history.num_steps, config)
+                recent = [new - old for new, old in zip(sums, shown_sums, strict=True)]
+                progress = min(get_progress(), 1.0)
+                reporter.step(
+                    Status(
+                        progress=progress,
+                        epoch=epoch,
+                        loss=recent[0] / max(recent[2], 1),
+                        accuracy=recent[1] / max(recent[3], 1),
+                        images_per_second=(history.num_images - shown_images) / (now - shown_time),
+                        seconds_left=(now - start) * (1 - progress) / max(progress, 1e-6),
                     )
-                    shown_time, shown_images, shown_sums = now, history.num_images, sums
-                if is_done():
-                    batches.close()
-                    break
-            if row_steps and (is_done() or get_progress() - last_row_progress >= 1 / _EVALUATIONS):
-                seconds = time.monotonic() - row_start
-                _check_finite(float(loss_sum), history.num_steps, config)
-                row = {
-                    "epoch": epoch,
-                    "step": history.num_steps,
-                    "seconds": 0.0,
-                    "learning_rate": rate,
-                    "train_loss": float(loss_sum) / row_steps,
-                    "train_accuracy": float(correct_sum) / max(row_images, 1),
-                    "val_loss": None,
-                    "val_accuracy": None,
-                    "images_per_second": row_images / seconds,
-                }
-                if val is not None:
-                    evaluation_start = time.monotonic()
-                    step.synchronize()
-                    logits, labels, _ = collect_logits(predict, val.epoch(0))
+                )
+                shown_time, shown_images, shown_sums = now, history.num_images, sums
+            if is_done():
+                batches.close()
+                break
+        if row_steps and (is_done() or get_progress() - last_row_progress >= 1 / _EVALUATIONS):
+            seconds = time.monotonic() - row_start
+            _check_finite(float(loss_sum), history.num_steps, config)
+            row = {
+                "epoch": epoch,
+                "step": history.num_steps,
+                "seconds": 0.0,
+                "learning_rate": rate,
+                "train_loss": float(loss_sum) / row_steps,
+                "train_accuracy": float(correct_sum) / max(row_images, 1),
+                "val_loss": None,
+                "val_accuracy": None,
+                "images_per_second": row_images / seconds,
+            }
+            if val is not None:
+                evaluation_start = time.monotonic()
+                step.synchronize()
+                logits, labels, _ = collect_logits(predict, val.epoch(0))
+                if len(labels):
                     metrics = compute_metrics(logits, labels, class_names)
                     row |= {"val_loss": metrics["loss"], "val_accuracy": metrics["accuracy"]}
-                    evaluation_seconds = time.monotonic() - evaluation_start
-                row["seconds"] = time.monotonic() - start
-                history.rows.append(row)
-                reporter.row(row)
-                if on_row:
-                    on_row(history.rows)
-                last_row_progress = get_progress()
-                row_start, row_steps, row_images = time.monotonic(), 0, 0
-                loss_sum, correct_sum, shown_sums = 0.0, 0.0, (0.0, 0.0, 0, 0)
-        step.synchronize()
-        history.is_interrupted = interrupt.is_set
+                evaluation_seconds = time.monotonic() - evaluation_start
+            row["seconds"] = time.monotonic() - start
+            history.rows.append(row)
+            reporter.row(row)
+            if on_row:
+                on_row(history.rows)
+            last_row_progress = get_progress()
+            row_start, row_steps, row_images = time.monotonic(), 0, 0
+            loss_sum, correct_sum, shown_sums = 0.0, 0.0, (0.0, 0.0, 0, 0)
+    step.synchronize()
+    history.is_interrupted = interrupt.is_set
     history.seconds = time.monotonic() - start
     return history
 

@@ -86,10 +86,15 @@ class LineReporter(Reporter):
 
     def __init__(self) -> None:
         self.last = time.monotonic()
+        self.has_reader = True
 
     def note(self, text: str) -> None:
-        """Prints one line."""
-        print(text, flush=True)
+        """Prints one line; once the reader of our output has gone (as `head` does), training goes on in silence."""
+        if self.has_reader:
+            try:
+                print(text, flush=True)
+            except BrokenPipeError:
+                self.has_reader = False
 
     def warn(self, text: str) -> None:
         """Prints one line to standard error."""

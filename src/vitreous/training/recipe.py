@@ -124,6 +124,11 @@ class Recipe(Record):
 
         An explicit number of epochs takes the place of a time budget, and the reverse.
         """
+        if changes.get("epochs") is not None and changes.get("time") is not None:
+            raise ConfigError(
+                "Cannot train for epochs and for a time. Expected one of the two. "
+                f"Received: epochs={changes['epochs']}, time={changes['time']!r}. Leave one out."
+            )
         values = self.to_dict()
         if changes.get("epochs") is not None and changes.get("time") is None:
             values["time"] = None
@@ -173,7 +178,7 @@ def load_recipe(name: str | Path) -> Recipe:
                 f"Cannot load a recipe. Expected a TOML file. Received: recipe={str(name)!r}, which does not exist. "
                 "Check the path."
             )
-        text = path.read_text()
+        text = path.read_bytes().decode(errors="replace")
     else:
         if name not in list_recipes():
             raise UnknownNameError("recipe", str(name), list_recipes(), f"Recipes: {', '.join(list_recipes())}.")

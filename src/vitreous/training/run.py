@@ -16,11 +16,16 @@ import os
 import shutil
 import tomllib
 import uuid
-from collections.abc import Mapping, Sequence
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from PIL import Image
+
+from vitreous.data import decode_image, resize_image
 from vitreous.errors import MissingPathError, RunError, RunExistsError
 from vitreous.spec import InputSpec
 
@@ -60,7 +65,34 @@ class Run:
         Raises:
             RunError: If `model.keras` is missing or damaged.
         """
-        return load_model(self.path / "model.keras")
+        model = load_model(self.path / "model.keras")
+        if model.config.num_classes != len(self.class_names):
+            raise RunError(
+                f"Cannot load the run {self.path}. Expected as many class names as the model has outputs, "
+                f"{model.config.num_classes}. Received: {len(self.class_names)} in config.toml. Restore the file."
+            )
+        return model
+
+    def prepare(self, images: Iterable[Any]) -> Any:
+        """Reads images as the model takes them.
+
+        Args:
+            images: Files, or uint8 arrays (H, W) or (H, W, C) of any size.
+
+        Returns:
+            (B, H, W, C) float32 of the running backend, resized and normalised.
+
+        Raises:
+            ImageError: If one cannot be read; it is named.
+        """
+        from vitreous.model import normalize_images
+
+        spec = self.input_spec
+        arrays = []
+        for image in images:
+            source = Image.fromarray(image) if isinstance(image, np.ndarray) else image
+            arrays.append(resize_image(decode_image(source, spec.num_channels), spec))
+        return normalize_images(np.stack(arrays), spec)
 
 
 def load_run(path: str | Path) -> Run:
@@ -83,11 +115,14 @@ def load_run(path: str | Path) -> Run:
         found = "a file" if path.is_file() else f"missing {', '.join(missing)}"
         raise RunError(f"{what} {expected} Received: {found}. Pass a run folder.")
     try:
-        config = tomllib.loads((path / "config.toml").read_text())
-        metrics = json.loads((path / "metrics.json").read_text())
+        config = tomllib.loads((path / "config.toml").read_text(encoding="utf-8"))
+        metrics = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
     except ValueError as error:
         raise RunError(f"{what} {expected} Received: a damaged file ({error}). Train again.") from error
-    if (version := config.get("format", 0)) > FORMAT:
+    version = config.get("format")
+    if not isinstance(version, int):
+        raise RunError(f"{what} {expected} Received: config.toml with format={version!r}. Pass a run folder.")
+    if version > FORMAT:
         raise RunError(
             f"{what} Expected a run of format {FORMAT} or older. Received: format={version}, written by vitreous "
             f"{config.get('versions', {}).get('vitreous', '?')}. Install that version."
@@ -122,7 +157,7 @@ def load_model(path: str | Path) -> "VisionTransformer":
         )
     try:
         model = keras.saving.load_model(path, compile=False)
-    except (ValueError, OSError, KeyError, TypeError, EOFError) as error:
+    except (ValueError, OSError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise RunError(
             f"Cannot load a model. Expected a whole .keras file of a VisionTransformer. Received: {path}, {reason}. "
@@ -134,6 +169,15 @@ def load_model(path: str | Path) -> "VisionTransformer":
             f"{type(model).__name__}. Take it from a finished run."
         )
     return model
+
+
+def _is_run(path: Path) -> bool:
+    """Whether a folder is a whole run: nothing else may be replaced."""
+    try:
+        load_run(path)
+    except (RunError, MissingPathError):
+        return False
+    return True
 
 
 class RunWriter:
@@ -149,17 +193,18 @@ class RunWriter:
     """
 
     def __init__(self, path: str | Path, *, overwrite: bool = False):
-        self.path = Path(path)
-        what = f"Cannot write the run {self.path}."
+        self.path = Path(path).absolute()
+        self.overwrite = overwrite
+        what = f"Cannot write the run {path}."
         if self.path.exists():
-            is_run = (self.path / "config.toml").is_file() or (self.path.is_dir() and not any(self.path.iterdir()))
-            if not is_run:
+            is_empty = self.path.is_dir() and not any(self.path.iterdir())
+            if not is_empty and not _is_run(self.path):
                 kind = "folder" if self.path.is_dir() else "file"
                 raise RunExistsError(
                     f"{what} Expected a free path, or a run to replace. Received: a {kind} that is no run. "
                     "Pass another --out."
                 )
-            if not overwrite and any(self.path.iterdir()):
+            if not overwrite and not is_empty:
                 raise RunExistsError(
                     f"{what} Expected a free path. Received: out={str(self.path)!r}, where a run lies. "
                     "Pass another --out, or --overwrite to replace it."
@@ -176,26 +221,39 @@ class RunWriter:
     def write_text(self, name: str, text: str) -> None:
         """Writes one file whole."""
         temporary = self.partial / f".{name}.tmp"
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, self.partial / name)
 
     def write_history(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Writes all rows of `history.csv` anew."""
         temporary = self.partial / ".history.csv.tmp"
-        with temporary.open("w", newline="") as file:
+        with temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
         os.replace(temporary, self.partial / "history.csv")
 
     def finish(self) -> Path:
-        """Moves the folder to its final place and returns that."""
-        old = self.partial.with_suffix(".old")
-        if self.path.exists():
-            os.replace(self.path, old)
-        os.replace(self.partial, self.path)
-        shutil.rmtree(old, ignore_errors=True)
-        return self.path
+        """Moves the folder to its final place and returns that.
+
+        If another run has come to lie there meanwhile, and none may be replaced, the place is the next free
+        `PATH-2`, `PATH-3` ...
+        """
+        place, number = self.path, 1
+        while True:
+            old = self.partial.with_suffix(".old")
+            if self.overwrite and _is_run(place):
+                os.replace(place, old)
+            try:
+                os.rename(self.partial, place)  # refuses a folder that is not empty
+            except OSError:
+                if not place.exists():
+                    raise
+                number += 1
+                place = self.path.with_name(f"{self.path.name}-{number}")
+                continue
+            shutil.rmtree(old, ignore_errors=True)
+            return place
 
     def discard(self) -> None:
         """Removes what was written."""

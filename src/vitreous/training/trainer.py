@@ -1,6 +1,7 @@
 """From data to a run folder: the whole way, in the order in which things can go wrong."""
 
 import dataclasses
+import importlib
 import json
 import platform
 import random
@@ -8,7 +9,6 @@ import shlex
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,14 @@ import tomli_w
 
 from vitreous import __version__
 from vitreous.backend import select_precision
-from vitreous.data import Dataset, ImageSet, Loader, load_dataset, resize_image
+from vitreous.data import BUILT_IN, Dataset, ImageSet, Loader, load_dataset, resize_image
 from vitreous.errors import ImageError
 from vitreous.evaluation import collect_logits, compute_metrics, softmax
 from vitreous.figures import draw_confusion, draw_curves, draw_patches, draw_predictions
 from vitreous.model import VisionTransformer, create_predict_function
 from vitreous.registry import count_parameters, get_spec
 from vitreous.spec import InputSpec, ModelSpec
-from vitreous.training.fit import History, fit
+from vitreous.training.fit import History, Interrupt, fit
 from vitreous.training.progress import Reporter
 from vitreous.training.recipe import Recipe, choose_recipe, load_recipe
 from vitreous.training.run import FORMAT, Run, RunWriter, load_model, load_run
@@ -75,8 +75,8 @@ def train(
     ```
     """
     reporter = reporter or Reporter()
-    split = {"seed": seed, "val_fraction": val_fraction, "test_fraction": test_fraction}
-    dataset = data if isinstance(data, Dataset) else load_dataset(data, **split)  # type: ignore[arg-type]
+    split: dict[str, Any] = {"seed": seed, "val_fraction": val_fraction, "test_fraction": test_fraction}
+    dataset = data if isinstance(data, Dataset) else load_dataset(data, **split)
     recipe_name, settled = _settle_recipe(recipe, dataset, changes)
     spec = get_spec(
         settled.model,
@@ -87,13 +87,15 @@ def train(
     )
     spec = dataclasses.replace(spec, input=spec.input.replace(resize_mode=settled.resize_mode))
     train_images = dataset.splits["train"]
+    settled = dataclasses.replace(settled, batch_size=min(settled.batch_size, len(train_images)))
     loader = Loader(
         train_images,
         spec.input,
         batch_size=settled.batch_size,
         augment=settled.augment,
         shuffle=True,
-        drop_last=len(train_images) >= settled.batch_size,
+        # A last batch that is not full is left out where that costs an epoch less than a tenth of its images.
+        drop_last=len(train_images) % settled.batch_size < len(train_images) / 10,
         seed=seed,
     )
     if settled.epochs is None and settled.time is None:
@@ -101,52 +103,82 @@ def train(
         settled = dataclasses.replace(settled, epochs=num_epochs)
     policy = select_precision(settled.precision, keras.backend.backend())
     writer = RunWriter(out or _free_path(dataset.name), overwrite=overwrite)
-    try:
-        _say_plan(reporter, dataset, recipe_name, settled, spec, policy)
-        random.seed(seed)  # Keras draws the seeds of its layers here; its own set_random_seed would load TensorFlow
-        model = VisionTransformer(spec.config, name=spec.name, dtype=policy)
-        average = VisionTransformer(spec.config, name=spec.name, dtype=policy)
-        config = _config(dataset, recipe_name, settled, spec, split, policy)
-        writer.write_text("config.toml", _CONFIG_HEAD + tomli_w.dumps(_without_none(config)))
-        evaluate_batch = min(settled.batch_size * 2, 256)
-        val = _loader(dataset.splits.get("val"), spec.input, evaluate_batch)
-        history = fit(
-            model,
-            average,
-            loader,
-            val,
-            input_spec=spec.input,
-            config=settled.optimizer,
-            class_names=dataset.class_names,
-            num_epochs=settled.epochs,
-            budget_seconds=settled.budget_seconds,
-            reporter=reporter,
-            on_row=writer.write_history,
+    with Interrupt() as interrupt:
+        try:
+            _train(reporter, interrupt, writer, dataset, loader, recipe_name, settled, spec, split, policy)
+        except BaseException:
+            reporter.close()
+            if (writer.partial / "model.keras").is_file():
+                reporter.warn(f"The run was not finished; the trained model is kept in {writer.partial}.")
+            else:
+                writer.discard()
+            raise
+        return load_run(writer.finish())
+
+
+def _train(
+    reporter: Reporter,
+    interrupt: Interrupt,
+    writer: RunWriter,
+    dataset: Dataset,
+    loader: Loader,
+    recipe_name: str,
+    settled: Recipe,
+    spec: ModelSpec,
+    split: dict[str, Any],
+    policy: str,
+) -> None:
+    """Trains, saves, measures and draws into `writer`'s folder."""
+    _say_plan(reporter, dataset, recipe_name, settled, spec, policy)
+    state = random.getstate()
+    random.seed(split["seed"])  # Keras draws the seeds of its layers here; its own set_random_seed loads TensorFlow
+    model = VisionTransformer(spec.config, name=spec.name, dtype=policy)
+    average = VisionTransformer(spec.config, name=spec.name, dtype=policy)
+    random.setstate(state)
+    config = _config(dataset, recipe_name, settled, spec, split, policy)
+    writer.write_text("config.toml", _CONFIG_HEAD + tomli_w.dumps(_without_none(config)))
+    evaluate_batch = min(settled.batch_size * 2, 256)
+    val = _loader(dataset.splits.get("val"), spec.input, evaluate_batch)
+    history = fit(
+        model,
+        average,
+        loader,
+        val,
+        input_spec=spec.input,
+        config=settled.optimizer,
+        class_names=dataset.class_names,
+        num_epochs=settled.epochs,
+        budget_seconds=settled.budget_seconds,
+        reporter=reporter,
+        interrupt=interrupt,
+        on_row=writer.write_history,
+    )
+    _save_model(average, spec, writer.partial / "model.keras")
+    reporter.close()
+    if history.is_interrupted:
+        reporter.note(f"Interrupted after {history.num_images:,} images; measuring and saving what has been learnt.")
+    elif history.num_steps < _FEW_STEPS:
+        reporter.warn(
+            f"Only {history.num_steps} steps were done, too few to learn much: train for more epochs, or longer."
         )
-        reporter.close()
-        if history.is_interrupted:
-            reporter.note(f"Interrupted after {history.num_images:,} images; saving what has been learnt.")
-        _save_model(average, spec, writer.partial / "model.keras")
-        metrics = _measure(writer.partial / "model.keras", dataset, spec.input, evaluate_batch, writer.partial)
-        broken = {**dataset.broken, **loader.broken, **(val.broken if val else {}), **metrics.pop("broken_files")}
-        if broken:
-            reporter.warn(f"{len(broken)} broken images were left out; metrics.json names them.")
-        metrics |= {
-            "train_seconds": history.seconds,
-            "num_steps": history.num_steps,
-            "num_images_seen": history.num_images,
-            "num_parameters": count_parameters(spec.config),
-            "is_interrupted": history.is_interrupted,
-            "broken_files": broken,
-        }
-        _draw_run(writer.partial, history, dataset, spec)
-        writer.write_text("metrics.json", json.dumps(metrics, indent=2))
-        writer.write_text("README.md", _readme(writer.path, config, metrics, history))
-    except BaseException:
-        reporter.close()
-        writer.discard()
-        raise
-    return load_run(writer.finish())
+    metrics = _measure(writer.partial / "model.keras", dataset, spec.input, evaluate_batch, writer.partial)
+    broken = {**dataset.broken, **loader.broken, **(val.broken if val else {}), **metrics.pop("broken_files")}
+    if broken:
+        reporter.warn(f"{len(broken)} broken images were left out; metrics.json names them.")
+    metrics |= {
+        "train_seconds": history.seconds,
+        "num_steps": history.num_steps,
+        "num_images_seen": history.num_images,
+        "num_parameters": count_parameters(spec.config),
+        "is_interrupted": history.is_interrupted,
+        "broken_files": broken,
+    }
+    _draw_run(writer.partial, history, dataset, spec)
+    writer.write_text("metrics.json", json.dumps(metrics, indent=2))
+    writer.write_text("README.md", _readme(writer.path, config, metrics, history))
+
+
+_FEW_STEPS = 20
 
 
 def _settle_recipe(
@@ -156,7 +188,9 @@ def _settle_recipe(
     if isinstance(recipe, Recipe):
         name, base = "(from Python)", recipe
     else:
-        name = str(recipe or choose_recipe(dataset.name, _median_side(dataset.splits["train"])))
+        name = str(
+            recipe or choose_recipe(dataset.name if dataset.root is None else "", _median_side(dataset.splits["train"]))
+        )
         base = load_recipe(recipe or name)
     changes = {key: value for key, value in changes.items() if value is not None}
     if "model" in changes and changes["model"] != base.model and "image_size" not in changes:
@@ -208,8 +242,10 @@ def _measure(path: Path, dataset: Dataset, input_spec: InputSpec, batch_size: in
             continue
         logits, labels, indices = collect_logits(predict, loader.epoch(0))
         broken |= loader.broken
+        if not len(labels):
+            continue  # not one image of this split can be read; metrics.json names them all
         metrics[split] = compute_metrics(logits, labels, dataset.class_names)
-        if split == "test" or "test" not in dataset.splits:
+        if split == "test" or "test" not in dataset.splits:  # pictures of the test, or of what comes nearest
             matrix = np.array(metrics[split]["confusion_matrix"])
             draw_confusion(matrix, dataset.class_names, folder / "confusion.png")
             chosen = _choose_examples(logits, labels)
@@ -293,7 +329,7 @@ def _config(
         "input": spec.input.to_dict(),
         "data": {
             "name": dataset.name,
-            "root": str(dataset.root.resolve()) if dataset.root else "(built in)",
+            "root": _root(dataset),
             "fingerprint": dataset.fingerprint,
             "class_names": list(dataset.class_names),
             "num_images": {split: len(images) for split, images in dataset.splits.items()},
@@ -305,12 +341,19 @@ def _config(
             "vitreous": __version__,
             "python": platform.python_version(),
             "keras": keras.version(),
-            "backend": f"{backend} {version('tensorflow-cpu' if backend == 'tensorflow' else backend)}",
+            "backend": f"{backend} {importlib.import_module(backend).__version__}",
             "policy": policy,
             "numpy": np.__version__,
             "machine": f"{platform.system()} {platform.machine()}",
         },
     }
+
+
+def _root(dataset: Dataset) -> str:
+    """Returns where the data came from: its folder, or a word in brackets."""
+    if dataset.root is not None:
+        return str(dataset.root.resolve())
+    return "(built in)" if dataset.name in BUILT_IN else "(from Python)"
 
 
 def _is_command_line() -> bool:
@@ -350,7 +393,7 @@ def _readme(path: Path, config: Mapping[str, Any], metrics: Mapping[str, Any], h
         "- `metrics.json`, `confusion.png`, `predictions.png`: measured on `model.keras` as read back from this folder",
         "- `patches.png`: an image as the model sees it",
         "",
-        f"Classify images: `vitreous predict {path} IMAGE...`",
+        f"Classify images: `vitreous predict {shlex.quote(path.name)} IMAGE...` in the folder above.",
         "",
     ]
     return "\n".join(lines)
