@@ -115,16 +115,16 @@ def list_models(pattern: str = "*", *, has_weights: bool = False) -> list[str]:
     if not any(c in pattern for c in "*?["):
         pattern = f"*{pattern}*"
     names = [
-        name for name, (_, model) in _MODELS.items() if fnmatchcase(name, pattern) and (model.weights or not has_weights)
+        name
+        for name, (_, model) in _MODELS.items()
+        if fnmatchcase(name, pattern) and (model.weights or not has_weights)
     ]
     return sorted(names, key=lambda name: (count_parameters(get_spec(name).config), name))
 
 
 def list_families() -> dict[str, list[str]]:
     """Lists the names of the models by family, {family's title: names}, in the table's order."""
-    return {
-        family.title: [name for model in family.models for name in _expand(model.name)] for family in FAMILIES
-    }
+    return {family.title: [name for model in family.models for name in _expand(model.name)] for family in FAMILIES}
 
 
 def get_family(name: str) -> Family:

@@ -16,11 +16,13 @@ these are; `tests/test_registry.py` holds each line against it.
 from dataclasses import dataclass, field
 from typing import Any
 
-HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
-ZERO_TO_ONE = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
-IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-OPENAI_CLIP = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
-SATELLITE = {"mean": (0.43, 0.411, 0.296), "std": (0.213, 0.156, 0.143)}
+Fields = dict[str, Any]
+
+HALF: Fields = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+ZERO_TO_ONE: Fields = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+IMAGENET: Fields = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+OPENAI_CLIP: Fields = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
+SATELLITE: Fields = {"mean": (0.43, 0.411, 0.296), "std": (0.213, 0.156, 0.143)}
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Model:
 
     name: str
     weights: str
-    changes: dict[str, Any]
+    changes: Fields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +41,8 @@ class Family:
     title: str
     source: str
     models: tuple[Model, ...]
-    changes: dict[str, Any] = field(default_factory=dict)
-    words: dict[str, dict[str, Any]] = field(default_factory=dict)
+    changes: Fields = field(default_factory=dict)
+    words: dict[str, Fields] = field(default_factory=dict)
     license: str = "apache-2.0"
     owner: str = "timm"
 
@@ -50,17 +52,17 @@ def model(name: str, weights: str = "", **changes: Any) -> Model:
     return Model(name, weights, changes)
 
 
-def size(width: int, blocks: int, heads: int, mlp_dim: int | None = None, **changes: Any) -> dict[str, Any]:
+def size(width: int, blocks: int, heads: int, mlp_dim: int | None = None, **changes: Any) -> Fields:
     """Returns the fields that a model's size settles; the MLP has 4 * `width` hidden units unless said."""
     return {"projection_dim": width, "num_blocks": blocks, "num_heads": heads, "mlp_dim": mlp_dim, **changes}
 
 
-SWIGLU = {"mlp": "swiglu", "activation": "silu"}
-TANH = {"activation": "gelu_tanh"}
-MEAN = {"use_class_token": False, "pooling": "mean"}
+SWIGLU: Fields = {"mlp": "swiglu", "activation": "silu"}
+TANH: Fields = {"activation": "gelu_tanh"}
+MEAN: Fields = {"use_class_token": False, "pooling": "mean"}
 
 # What a word in a name stands for, in every family.
-WORDS = {
+WORDS: dict[str, Fields] = {
     "pico": size(64, 6, 4),
     "nano": size(96, 6, 3),
     "micro": size(128, 8, 4),
@@ -91,8 +93,8 @@ WORDS = {
 }
 
 # What a tag says of its weights, in every family: all lines that match count, the last one most.
-NON_COMMERCIAL = {"license": "cc-by-nc-4.0"}
-TAGS: tuple[tuple[str, dict[str, Any]], ...] = (
+NON_COMMERCIAL: Fields = {"license": "cc-by-nc-4.0"}
+TAGS: tuple[tuple[str, Fields], ...] = (
     ("*in1k", {"num_classes": 1000}),
     ("*in12k", {"num_classes": 11821}),
     ("*in21k", {"num_classes": 21843}),
@@ -118,8 +120,8 @@ TAGS: tuple[tuple[str, dict[str, Any]], ...] = (
 FAMILIES = (
     Family(
         title="vitreous",
-        source="Sizes of our own, for images of 8 to 64 pixels and for training from scratch on a CPU; they pool by the "
-        "mean over patches and use the tanh form of GELU, which is cheaper.",
+        source="Sizes of our own, for images of 8 to 64 pixels and for training from scratch on a CPU; they pool by "
+        "the mean over patches and use the tanh form of GELU, which is cheaper.",
         changes={**MEAN, **TANH},
         words={"224": {"crop_fraction": 0.9}},
         models=(
@@ -210,7 +212,7 @@ FAMILIES = (
     ),
     Family(
         title="ViT without a class token",
-        source="timm (sw); Assran et al. 2023, https://arxiv.org/abs/2301.08243 (the shapes of I-JEPA's huge and giant)",
+        source="timm (sw); Assran et al. 2023, https://arxiv.org/abs/2301.08243 (I-JEPA: huge, giant)",
         words={
             "224": {"crop_fraction": 0.9},
             "huge": {"num_classes": 0, **IMAGENET},
@@ -232,8 +234,8 @@ FAMILIES = (
         ),
     ),
     Family(
-        title="ViT with registers, of timm's searches for better baselines (sbb)",
-        source="https://huggingface.co/collections/timm/searching-for-better-vit-baselines",
+        title="ViT with registers",
+        source="Wightman, https://huggingface.co/timm, tags sbb: a search for better baselines",
         changes={
             "crop_fraction": 0.95,
             "position_tokens": "patches",
@@ -269,8 +271,8 @@ FAMILIES = (
         ),
     ),
     Family(
-        title="ViT with registers and rotary positions (sbb)",
-        source="https://huggingface.co/collections/timm/searching-for-better-vit-baselines",
+        title="ViT with registers and rotary positions",
+        source="Wightman, https://huggingface.co/timm, tags sbb: a search for better baselines",
         changes={
             "crop_fraction": 0.95,
             "position": "none",
@@ -291,8 +293,9 @@ FAMILIES = (
     ),
     Family(
         title="CLIP",
-        source="Radford et al. 2021, https://arxiv.org/abs/2103.00020 (openai), and its kin: OpenCLIP (laion), DataComp, "
-        "DFN, MetaCLIP, TinyCLIP, MobileCLIP 2. Without fine-tuning (ft), the head is the projection to the joint space.",
+        source="Radford et al. 2021, https://arxiv.org/abs/2103.00020 (openai), and its kin: OpenCLIP (laion), "
+        "DataComp, DFN, MetaCLIP, TinyCLIP, MobileCLIP 2. Without fine-tuning (ft), the head is the projection to the "
+        "space that images and texts share.",
         changes={**OPENAI_CLIP, "use_pre_norm": True, "use_patch_bias": False, "epsilon": 1e-5, "num_classes": 512},
         words={
             "plus": size(896, 12, 14, num_classes=640),
@@ -390,8 +393,8 @@ FAMILIES = (
     ),
     Family(
         title="DINOv3",
-        source="Siméoni et al. 2025, https://arxiv.org/abs/2508.10104; pooled by the mean, as in timm. `qkvb` keeps the "
-        "biases of queries and values, which are nearly zero.",
+        source="Siméoni et al. 2025, https://arxiv.org/abs/2508.10104; pooled by the mean, as in timm. `qkvb` keeps "
+        "the biases of queries and values, the others leave them out.",
         changes={
             **IMAGENET,
             **{"num_classes": 0, "image_size": 256, "has_dynamic_size": True, "num_registers": 4, "pooling": "mean"},
@@ -411,7 +414,7 @@ FAMILIES = (
     ),
     Family(
         title="LingBot",
-        source="DINOv3's architecture, https://huggingface.co/robbyant",
+        source="https://arxiv.org/abs/2607.05247, in DINOv3's architecture",
         changes={
             **IMAGENET,
             **{"num_classes": 0, "image_size": 512, "has_dynamic_size": True, "num_registers": 4},
@@ -424,7 +427,7 @@ FAMILIES = (
     ),
     Family(
         title="TIPS v2",
-        source="Maninis et al. 2025, https://arxiv.org/abs/2410.16512",
+        source="https://arxiv.org/abs/2604.12012",
         changes={**ZERO_TO_ONE, "num_classes": 0, "image_size": 448, "layer_scale": 1.0, "position_tokens": "patches"},
         words={"giant": size(1536, 40, 24, 4096, **SWIGLU)},
         models=(model("vit_{base,large,so400m,giant}_patch14_reg1_tipsv2", "webli"),),
