@@ -134,11 +134,36 @@ def test_models(call):
     code, out, _ = call("models", "vit_tiny*")
     assert code == 0
     lines = out.splitlines()
-    assert lines[0].split() == ["model", "parameters", "MACs", "input", "tokens"]
-    assert any(line.split() == ["vit_tiny_patch16_224", "5.72M", "1.25G", "224x224", "197"] for line in lines)
+    assert lines[0].split() == ["model", "parameters", "MACs", "input", "tokens", "weights"]
+    assert any(line.split() == ["vit_tiny_patch16_224", "5.72M", "1.25G", "224x224", "197", "2"] for line in lines)
+    assert "vit_tiny_patch4_32" in out
+    assert "vit_tiny_patch4_32" not in call("models", "vit_tiny*", "--pretrained")[1]
     rows = json.loads(call("models", "base", "--json")[1])
     assert all("base" in row["name"] for row in rows)
     fails(call("models", "vit_tinny_patch16_224"), "Nearest: vit_tiny_patch16_224")
+
+
+def test_models_shows_one_whole(call):
+    code, out, _ = call("models", "vit_base_patch16_clip_384")
+    assert code == 0
+    lines = out.splitlines()
+    assert lines[0] == "Model    vit_base_patch16_clip_384"
+    assert "86.86M parameters" in lines[2] and "1000 classes" in lines[2]
+    assert lines[4] == "Special  use_patch_bias=False, use_pre_norm=True, epsilon=1e-05"
+    assert lines[5].startswith("Input    384x384 pixels, bicubic, squashed to a square, centre crop of 1, mean 0.4815")
+    assert lines[7].split() == [
+        "laion2b_ft_in12k_in1k",
+        "1000",
+        "apache-2.0",
+        "timm/vit_base_patch16_clip_384.laion2b_ft_in12k_in1k",
+    ]
+    out = call("models", "vit_base_patch16_224.bamboo")[1]
+    assert "115217 classes" in out and "not stated" in out
+    assert "none published" in call("models", "vit_nano_patch4_32")[1]
+    (row,) = json.loads(call("models", "vit_base_patch16_224.mae", "--json")[1])
+    assert (row["config"]["num_classes"], row["weights"][0]["license"]) == (0, "cc-by-nc-4.0")
+    assert row["input"]["mean"] == [0.485, 0.456, 0.406]
+    fails(call("models", "vit_base_patch16_224.mea"), "Unknown tag. Received: tag='mea'. Nearest: mae")
 
 
 def test_recipes(call):

@@ -5,7 +5,15 @@ from pathlib import Path
 import pytest
 
 from vitreous.cli import app
-from vitreous.registry import count_macs, count_parameters, get_spec, list_models
+from vitreous.registry import (
+    count_macs,
+    count_parameters,
+    get_family,
+    get_spec,
+    list_families,
+    list_models,
+    list_weights,
+)
 
 DOCS = Path(__file__).parents[1] / "docs"
 NOTE = "<!-- Written by tests/test_docs.py from the code; do not edit. -->\n\n"
@@ -19,17 +27,37 @@ def models_page() -> str:
     lines = [
         "# Models",
         "",
-        "Parameters with the head of 1,000 classes; MACs are the multiply-accumulates of one image's matrix products.",
+        "The names are those of timm, and so are inputs, tags and licences of the weights; `vitreous models NAME` "
+        "shows a model whole. Parameters are counted with the head of the first weights (of 1,000 classes where there "
+        "are none); MACs are the multiply-accumulates of one image's matrix products.",
         "",
-        "| name | image | patch | width | blocks | heads | tokens | parameters | MACs | pooling |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        f"{len(list_models())} models, {sum(len(list_weights(name)) for name in list_models())} published weights.",
     ]
-    for name in list_models():
-        c = get_spec(name).config
-        lines.append(
-            f"| `{name}` | {c.image_size[0]} | {c.patch_size[0]} | {c.projection_dim} | {c.num_blocks} | {c.num_heads} "
-            f"| {c.num_tokens} | {count_parameters(c) / 1e6:.2f}M | {count_macs(c) / 1e9:.3f}G | {c.pooling} |"
-        )
+    for title, names in list_families().items():
+        family = get_family(names[0])
+        has_weights = any(list_weights(name) for name in names)
+        usual = f" Weights: {family.license}, unless said otherwise." if has_weights else ""
+        lines += [
+            "",
+            f"## {title}",
+            "",
+            f"Source: {family.source.rstrip('.')}.{usual}",
+            "",
+            "| name | image | patch | width | blocks | heads | tokens | parameters | MACs | pooling | weights |",
+            "|---|---|---|---|---|---|---|---|---|---|---|",
+        ]
+        for name in names:
+            c = get_spec(name).config
+            weights = [
+                f"`{source.tag}`"
+                + (f" ({source.license or 'licence not stated'})" * (source.license != family.license))
+                for source in list_weights(name)
+            ]
+            lines.append(
+                f"| `{name}` | {c.image_size[0]} | {c.patch_size[0]} | {c.projection_dim} | {c.num_blocks} "
+                f"| {c.num_heads} | {c.num_tokens} | {count_parameters(c) / 1e6:.2f}M | {count_macs(c) / 1e9:.3f}G "
+                f"| {c.pooling} | {', '.join(weights)} |"
+            )
     return NOTE + "\n".join(lines) + "\n"
 
 

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from vitreous.layers import MLP, PatchEncoder, Patches, SelfAttention, TransformerBlock
     from vitreous.model import VisionTransformer, create_model
     from vitreous.prediction import evaluate, predict
-    from vitreous.registry import get_spec, list_models
-    from vitreous.spec import InputSpec, ModelSpec, ViTConfig
+    from vitreous.registry import get_spec, list_models, list_weights
+    from vitreous.spec import InputSpec, ModelSpec, ViTConfig, WeightsSource
     from vitreous.training.run import load_run
     from vitreous.training.trainer import train
 
@@ -35,7 +35,9 @@ __all__ = [
     "ViTConfig",
     "InputSpec",
     "ModelSpec",
+    "WeightsSource",
     "list_models",
+    "list_weights",
     "get_spec",
     "load_dataset",
     "train",
@@ -58,7 +60,9 @@ _HOMES = {
     "ViTConfig": "vitreous.spec",
     "InputSpec": "vitreous.spec",
     "ModelSpec": "vitreous.spec",
+    "WeightsSource": "vitreous.spec",
     "list_models": "vitreous.registry",
+    "list_weights": "vitreous.registry",
     "get_spec": "vitreous.registry",
     "load_dataset": "vitreous.data",
     "train": "vitreous.training.trainer",

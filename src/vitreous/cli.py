@@ -314,43 +314,91 @@ def patches(
 
 @app.command
 def models(
-    pattern: str = "*", /, *, json_output: Annotated[bool, Parameter(name="--json", negative=())] = False
+    pattern: str = "*",
+    /,
+    *,
+    pretrained: Annotated[bool, Parameter(negative=())] = False,
+    json_output: Annotated[bool, Parameter(name="--json", negative=())] = False,
 ) -> int:
-    """List the models: name, parameters, multiply-accumulates for one image, input size.
+    """List the models; with a model's whole name, show that model: its architecture, its input, its published weights.
+
+    The list has parameters, multiply-accumulates for one image, input size, tokens, and how many weights are published.
 
     Args:
-        pattern: Part of a name, or a shell pattern such as 'vit_*_224'.
+        pattern: Part of a name, or a shell pattern such as 'vit_*_224'; or a whole name, NAME or NAME.TAG.
+        pretrained: Leave out models without published weights.
         json_output: Print JSON.
     """
     from vitreous.errors import UnknownNameError
-    from vitreous.registry import count_macs, count_parameters, get_spec, list_models
+    from vitreous.registry import count_macs, count_parameters, get_family, get_spec, list_models, list_weights
 
-    names = list_models(pattern)
+    everything = list_models()
+    is_one = pattern in everything or "." in pattern
+    names = [pattern] if is_one else list_models(pattern, has_weights=pretrained)
     if not names:
-        raise UnknownNameError("model", pattern, list_models(), "List them all with: vitreous models")
+        raise UnknownNameError("model", pattern, everything, "List them all with: vitreous models")
     rows = []
     for name in names:
-        config = get_spec(name).config
-        rows.append(
-            {
-                "name": name,
-                "num_parameters": count_parameters(config),
-                "num_macs": count_macs(config),
-                "image_size": list(config.image_size),
-                "num_tokens": config.num_tokens,
-            }
-        )
+        spec = get_spec(name)
+        row: dict[str, Any] = {
+            "name": name,
+            "num_parameters": count_parameters(spec.config),
+            "num_macs": count_macs(spec.config),
+            "image_size": list(spec.config.image_size),
+            "num_tokens": spec.config.num_tokens,
+            "weights": [source.to_dict() for source in list_weights(name)],
+        }
+        if is_one:
+            family = get_family(name)
+            row |= {"family": family.title, "source": family.source}
+            row |= {"config": spec.config.to_dict(), "input": spec.input.to_dict()}
+        rows.append(row)
     if json_output:
         print(json.dumps(rows, indent=2))
-        return 0
-    width = max(len(name) for name in names)
-    print(f"{'model':<{width}}  parameters     MACs    input  tokens")
-    for name, row in zip(names, rows, strict=True):
-        size = "x".join(map(str, typing.cast(list[int], row["image_size"])))
-        macs = typing.cast(int, row["num_macs"]) / 1e9
-        parameters = typing.cast(int, row["num_parameters"]) / 1e6
-        print(f"{name:<{width}}  {parameters:9.2f}M {macs:7.2f}G {size:>8}  {row['num_tokens']:>6}")
+    elif is_one:
+        print("\n".join(_model_lines(rows[0])))
+    else:
+        width = max(map(len, names))
+        print(f"{'model':<{width}}  parameters     MACs    input  tokens  weights")
+        for row in rows:
+            size = "x".join(map(str, row["image_size"]))
+            print(
+                f"{row['name']:<{width}}  {row['num_parameters'] / 1e6:9.2f}M {row['num_macs'] / 1e9:7.2f}G {size:>8}  "
+                f"{row['num_tokens']:>6}  {len(row['weights']):>7}"
+            )
     return 0
+
+
+def _model_lines(row: dict[str, Any]) -> list[str]:
+    """Returns one model as lines to print."""
+    config, image = row["config"], row["input"]
+    mean, std = (" ".join(f"{value:.4g}" for value in image[key]) for key in ("mean", "std"))
+    fit = {"crop": "", "squash": "squashed to a square, ", "pad": "padded to a square, "}[image["resize_mode"]]
+    named = ("image_size", "patch_size", "projection_dim", "num_blocks", "num_heads", "mlp_dim", "num_classes")
+    usual = ViTConfig(**{name: config[name] for name in named}).to_dict()
+    special = [f"{name}={value}" for name, value in config.items() if value != usual[name]]
+    lines = [
+        f"Model    {row['name']}",
+        f"Family   {row['family']}: {row['source']}",
+        f"Size     {row['num_parameters'] / 1e6:.2f}M parameters, {row['num_macs'] / 1e9:.2f}G multiply-accumulates, "
+        f"{config['num_classes'] or 'no'} classes",
+        f"Encoder  {config['num_blocks']} blocks of width {config['projection_dim']}, {config['num_heads']} heads, "
+        f"MLP of {config['mlp_dim']}; patches of {'x'.join(map(str, config['patch_size']))} pixels, "
+        f"{row['num_tokens']} tokens",
+        *([f"Special  {', '.join(special)}"] if special else []),
+        f"Input    {'x'.join(map(str, row['image_size']))} pixels, {image['interpolation']}, "
+        f"{fit}centre crop of {image['crop_fraction']:.4g}, mean {mean}, std {std}",
+    ]
+    if not row["weights"]:
+        return [*lines, "Weights  none published; train it from scratch"]
+    width = max(len(source["tag"]) for source in row["weights"])
+    lines.append(f"Weights  {'tag':<{width}}  classes  {'licence':<12}  huggingface.co/")
+    for source in row["weights"]:
+        lines.append(
+            f"         {source['tag']:<{width}}  {source['num_classes']:>7}  {source['license'] or 'not stated':<12}  "
+            f"{source['hub_id']}"
+        )
+    return lines
 
 
 @app.command

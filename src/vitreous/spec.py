@@ -537,3 +537,29 @@ class ModelSpec(Record):
             f"config.num_channels={self.config.num_channels}, input.num_channels={self.input.num_channels}",
             "Change both together.",
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsSource(Record):
+    """Published weights of a named model: where they are, and what they were trained for.
+
+    Args:
+        model: Name of the model, as in `vitreous models`.
+        tag: What tells these weights from others of the same model: how they were trained, on what.
+        hub_id: Owner and name of their repository on huggingface.co.
+        license: Licence of the weights, as their publisher names it; empty where none is stated.
+        num_classes: K, outputs of their head; 0 if they have none.
+        input: What images must look like.
+    """
+
+    model: str
+    tag: str
+    hub_id: str
+    license: str
+    num_classes: int
+    input: InputSpec
+
+    @property
+    def name(self) -> str:
+        """The model's name and the tag: what `get_spec` and timm take."""
+        return f"{self.model}.{self.tag}"
