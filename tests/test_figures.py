@@ -1,6 +1,7 @@
 import html
 import math
 import threading
+import warnings
 import xml.etree.ElementTree as ElementTree
 
 import numpy as np
@@ -208,7 +209,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, image, monkeypatch):
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr("vitreous.figures.os.replace", fail)
+    monkeypatch.setattr("vitreous.figures.canvas.os.replace", fail)
     with pytest.raises(OSError, match="disk full"):
         draw_patches(image, patch_size=12, out=out)
     assert out.read_bytes() == before
@@ -247,6 +248,20 @@ def test_curves_show_what_is_there(tmp_path):
     assert {"training", "validation"} <= {*found}
     assert "epoch_seconds" not in " ".join(found)
     assert read(draw_curves(history, tmp_path / "curves.png")).shape == (360, 1140, 3)
+
+
+MEASURED = "training: augmented images, current weights · validation: clean images, averaged weights"
+
+
+def test_curves_say_what_our_training_measures(tmp_path):
+    """Not of a Keras history, where it would not be true, and not where there is nothing to compare."""
+    ours = {"train_loss": [2.0, 1.0], "val_loss": [1.5, 1.2]}
+    assert MEASURED in texts(draw_curves(ours, tmp_path / "ours.svg"))
+    picture = read(draw_curves(ours, tmp_path / "ours.png"))
+    assert (picture[:, [0, 8, -9, -1]] == 255).all()  # the line fits into the narrowest figure
+    assert picture[335:355].min() < 200
+    for other in ({"loss": [2.0, 1.0], "val_loss": [1.5, 1.2]}, {"train_loss": [2.0]}):
+        assert MEASURED not in texts(draw_curves(other, tmp_path / "other.svg"))
 
 
 def test_curves_take_the_names_of_keras_and_of_history_csv(tmp_path):
@@ -351,6 +366,33 @@ def test_names_are_drawn_literally(tmp_path):
     draw_predictions(images, indices, wrong, [0.5] * count, HOSTILE, tmp_path / "predictions.png")
     found = texts(draw_predictions(images, indices, wrong, [0.5] * count, HOSTILE, tmp_path / "predictions.svg"))
     assert {f"✗ {name} · 50%" for name in expected} | {f"truth: {name}" for name in expected} <= {*found}
+
+
+def test_names_that_no_font_has_do_not_warn(tmp_path, monkeypatch):
+    monkeypatch.setattr("vitreous.figures.canvas._families", lambda: ["DejaVu Sans"])
+    names = ["日本", "café", "\ue123"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = texts(draw_confusion(np.eye(3, dtype=int), names, tmp_path / "confusion.svg"))
+        draw_confusion(np.eye(3, dtype=int), names, tmp_path / "confusion.png")
+        draw_predictions([np.zeros((4, 4), "uint8")], [0], [2], [0.5], names, tmp_path / "predictions.png")
+        with pytest.raises(UserWarning, match="mine"):  # the filter is gone afterwards
+            warnings.warn("mine", UserWarning, stacklevel=1)
+    assert {*names} <= {*found}
+
+
+def test_draw_patches_never_replaces_its_image(tmp_path, image):
+    path = tmp_path / "image.png"
+    Image.fromarray(image).save(path)
+    before = path.read_bytes()
+    (tmp_path / "link.png").symlink_to(path)
+    for out in (path, str(path), tmp_path / "link.png", tmp_path / "." / "image.png"):
+        with pytest.raises(
+            ConfigError,
+            match=r"Expected another file than the image\. Received: out='.*', which is the image itself\. Pass",
+        ):
+            draw_patches(path, patch_size=6, out=out)
+    assert path.read_bytes() == before
 
 
 def test_long_names_keep_their_ends():

@@ -48,6 +48,7 @@ def layer_of(case):
         (Patches(4), (2, 8, 12, 3), (2, 6, 48)),
         (Patches((4, 2), strides=(2, 1), padding="same", as_grid=True), (2, 7, 5, 3), (2, 4, 5, 24)),
         (PatchEncoder(8), (2, 6, 12), (2, 6, 8)),
+        (PatchEncoder(8, use_class_token=True), (2, 2, 3, 12), (2, 7, 8)),
         (PatchEncoder(8, use_class_token=True), (2, 6, 12), (2, 7, 8)),
         (
             PatchEncoder(
@@ -353,3 +354,87 @@ def test_positions_are_resized_to_another_grid():
     np.testing.assert_allclose(tokens, 1, atol=1e-6)
     with pytest.raises(ConfigError, match=r"Cannot add positions\. Expected 4 patches\. Received: 15"):
         encoder(np.zeros((1, 15, 12), "float32"))
+
+
+def test_a_grid_of_patches_is_encoded_as_its_patches():
+    images = random_array(2, 8, 12, 3)
+    encoder = PatchEncoder(5, use_class_token=True, grid_size=(2, 3))
+    tokens = to_numpy(encoder(Patches(4)(images)))
+    np.testing.assert_array_equal(to_numpy(encoder(Patches(4, as_grid=True)(images))), tokens)
+    larger = random_array(2, 12, 8, 3)  # a grid says its own size: positions are resized to it
+    np.testing.assert_array_equal(
+        to_numpy(encoder(Patches(4, as_grid=True)(larger))), to_numpy(encoder(Patches(4)(larger), grid_size=(3, 2)))
+    )
+
+
+def test_encoder_without_grid_size_takes_as_many_patches_as_it_was_built_for():
+    encoder = PatchEncoder(4)
+    encoder.build((None, 6, 12))
+    with pytest.raises(ConfigError, match=r"Cannot add positions\. Expected 6 patches\. Received: 15\. Pass images"):
+        encoder(np.zeros((1, 15, 12), "float32"))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int32", "float16", "float32"])
+def test_reconstruct_keeps_the_dtype_and_never_overflows(dtype):
+    images = np.random.default_rng(0).integers(200, 256, (2, 9, 8, 3)).astype(dtype)
+    layer = Patches(4, strides=1, dtype=dtype)
+    rebuilt = layer.reconstruct(layer(images), (9, 8))
+    assert keras.backend.standardize_dtype(rebuilt.dtype) == dtype
+    np.testing.assert_allclose(to_numpy(rebuilt), images, rtol=1e-6)
+
+
+def test_reconstruct_rounds_means_of_integers():
+    patches = np.array([[[0, 200], [255, 7]]], "uint8")  # the middle pixel is the mean of 200 and 255
+    rebuilt = Patches((1, 2), strides=1, dtype="uint8").reconstruct(patches, (1, 3))
+    np.testing.assert_array_equal(to_numpy(rebuilt).ravel(), [0, 228, 7])
+
+
+@pytest.mark.parametrize(
+    ("create", "message"),
+    [
+        (
+            lambda: MLP(8, activation="relu"),
+            r"Cannot use activation\. Expected one of \('gelu', 'gelu_tanh', 'quick_gelu', 'silu'\)\. "
+            r"Received: activation='relu'\. Pass one of them\.",
+        ),
+        (lambda: MLP(8, kind="gated"), r"Expected one of \('dense', 'swiglu'\)\. Received: kind='gated'"),
+        (lambda: MLP(8, norm="batch"), r"Expected one of \('layer', 'rms'\)\. Received: norm='batch'"),
+        (
+            lambda: SelfAttention(2, norm_position="mid"),
+            r"Expected one of \('pre', 'post'\)\. Received: norm_position=",
+        ),
+        (lambda: SelfAttention(2, rope_style="x"), r"one of \('interleaved', 'half'\)\. Received: rope_style='x'"),
+        (lambda: PatchEncoder(8, position="sin"), r"one of \('learned', 'sincos', 'none'\)\. Received: position='sin'"),
+        (lambda: PatchEncoder(8, position_tokens="x"), r"one of \('all', 'class', 'patches'\)\. .*position_tokens='x'"),
+        (lambda: SelfAttention(0), r"Cannot use num_heads\. Expected at least 1\. Received: num_heads=0\. Pass a"),
+        (lambda: SelfAttention("2"), r"Cannot use num_heads\. Expected an integer\. Received: num_heads='2'"),
+        (lambda: MLP(0), r"Cannot use hidden_dim\. Expected at least 1\. Received: hidden_dim=0"),
+        (lambda: MLP(2.5), r"Cannot use hidden_dim\. Expected an integer\. Received: hidden_dim=2\.5"),
+        (lambda: PatchEncoder(0), r"Cannot use projection_dim\. Expected at least 1\. Received: projection_dim=0"),
+        (lambda: PatchEncoder(8, num_registers=-1), r"Expected 0 \(none\) or more\. Received: num_registers=-1"),
+        (lambda: AttentionPool(0, 8), r"Cannot use num_heads\. Expected at least 1"),
+        (lambda: AttentionPool(3, 8).build((None, 5, 8)), r"Cannot build AttentionPool\. .*width=8, num_heads=3"),
+        (lambda: TransformerBlock(2, 8, num_parallel=0), r"Expected at least 1\. Received: num_parallel=0"),
+        (lambda: ConvolutionalStem(3, 8), r"Expected a power of two, 2 or more\. Received: patch_size=3"),
+        (lambda: MLP(8, dropout_rate=1), r"Cannot use dropout_rate\. Expected a value in \[0, 1\)\. .*rate=1\. Pass"),
+        (
+            lambda: SelfAttention(2, attention_dropout_rate=-0.1),
+            r"value in \[0, 1\)\. Received: attention_dropout_rate=",
+        ),
+        (lambda: MLP(8, stochastic_depth_rate=2.0), r"value in \[0, 1\)\. Received: stochastic_depth_rate=2\.0"),
+        (lambda: PatchDropout(1.0), r"Cannot use rate\. Expected a value in \[0, 1\)\. Received: rate=1\.0"),
+        (lambda: MLP(8, layer_scale=-0.1), r"Expected 0 \(none\) or more\. Received: layer_scale=-0\.1"),
+        (
+            lambda: Patches(4)(keras.Input((None, None, 3))),
+            r"with H, W and C known\. Received: shape=\(None, None, None, 3\)\. Name the size, such as keras\.Input",
+        ),
+        (lambda: Patches(4)(np.zeros((8, 8, 3), "float32")), r"shape \(B, H, W, C\).* Received: shape=\(8, 8, 3\)"),
+        (
+            lambda: PatchEncoder(4)(keras.Input((None, 12))),
+            r"Expected shape \(B, N, patch_dim\) .* Received: patches\.shape=\(None, None, 12\)",
+        ),
+    ],
+)
+def test_layers_refuse(create, message):
+    with pytest.raises(ConfigError, match=message):
+        create()

@@ -7,7 +7,7 @@ from layer_harness import random_array, to_numpy
 
 from vitreous.errors import ConfigError, UnknownNameError
 from vitreous.model import VisionTransformer, create_model, create_predict_function, normalize_images
-from vitreous.registry import count_parameters, get_spec
+from vitreous.registry import get_spec
 from vitreous.spec import InputSpec, ViTConfig
 
 DATA = Path(__file__).parent / "data"
@@ -163,7 +163,9 @@ def test_create_model():
     ):
         model(random_array(2, 8, 8, 1))
     with pytest.raises(
-        UnknownNameError, match=r"Unknown model\. Received: model='vit_tiny_patch16_242'\. Nearest: vit_"
+        UnknownNameError,
+        match=r"Unknown model\. Received: model='vit_tiny_patch16_242'\. Nearest: vit_.*\. "
+        r"Expected the name of an existing model\. List them all with: vitreous models",
     ):
         create_model("vit_tiny_patch16_242")
     with pytest.raises(
@@ -188,7 +190,7 @@ def test_create_model():
         ({"pooling": "max"}, r"Expected one of \('class', 'mean', 'map', 'class_mean'\)\. Received: pooling='max'"),
         ({"use_class_token": False}, r"Cannot pool the class token\..* Pass pooling='mean'"),
         ({"num_blocks": 0}, r"Cannot use num_blocks\. Expected at least 1\. Received: num_blocks=0"),
-        ({"image_size": (8, 2.5)}, r"Cannot use image_size\. Expected a positive integer, or two"),
+        ({"image_size": (8, 2.5)}, r"Cannot use image_size\. Expected an integer, or two .*image_size=\(8, 2\.5\)"),
     ],
 )
 def test_config_errors(changes, message):
@@ -239,3 +241,19 @@ def test_patch_dropout_in_training_only():
     images = random_array(2, 8, 8, 3)
     assert not np.allclose(to_numpy(model(images, training=True)), to_numpy(model(images)))
     np.testing.assert_array_equal(to_numpy(model(images)), to_numpy(model(images)))
+
+
+@pytest.mark.parametrize("has_dynamic_size", [False, True])
+def test_images_must_be_normalized_and_of_known_size(has_dynamic_size):
+    model = VisionTransformer(SMALL.replace(has_dynamic_size=has_dynamic_size))
+    with pytest.raises(
+        ConfigError,
+        match=r"Expected normalised images of a floating point dtype\. Received: images\.dtype=uint8\. "
+        r"Pass vitreous\.model\.normalize_images\(images, input_spec\)\.",
+    ):
+        model(np.zeros((2, 8, 8, 3), "uint8"))
+    with pytest.raises(ConfigError, match=r"images\.shape=\(None, None, None, 3\)\. .*H and W must be known"):
+        model(keras.Input((None, None, 3)))
+    with pytest.raises(ConfigError, match=r"Expected images of shape \(B, H, W, C\) .* images\.shape=\(8, 8, 3\)"):
+        model(np.zeros((8, 8, 3), "float32"))
+    assert model(keras.Input((8, 8, 3))).shape == (None, 5)

@@ -15,6 +15,7 @@ tensorflow backends of Keras and compute the same numbers there.
 
 import functools
 import importlib
+import math
 from typing import Any, Literal
 
 import keras
@@ -24,6 +25,7 @@ from keras import ops
 from vitreous.errors import ConfigError
 from vitreous.patches import PatchGrid, as_pair
 from vitreous.positions import resize_grid_matrix, sincos_positions
+from vitreous.spec import check, check_minimum, check_rates, check_types
 
 PACKAGE = "vitreous"  # under this name Keras finds the layers when it loads a model
 
@@ -40,14 +42,14 @@ class Patches(keras.layers.Layer):
         as_grid: Whether patches keep their rows and columns.
 
     Call arguments:
-        images: (B, H, W, C), any dtype; H and W must be known.
+        images: (B, H, W, C), any dtype; H, W and C must be known.
 
     Returns:
         (B, N, patch_dim), or (B, rows, columns, patch_dim) with `as_grid=True`; the images' dtype. patch_dim is
         size[0] * size[1] * C; within a patch, values run over rows, then columns, then channels.
 
     Raises:
-        ConfigError: If not one patch fits the image.
+        ConfigError: If not one patch fits the image, or its size is not known.
 
     Example:
 
@@ -87,14 +89,14 @@ class Patches(keras.layers.Layer):
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         """Returns the patches' shape for the images' shape."""
-        batch, height, width, channels = input_shape
-        rows, columns = self.grid.grid_size((height, width))  # type: ignore[arg-type]
-        dim = None if channels is None else self.grid.size[0] * self.grid.size[1] * channels
+        height, width, channels = _known_size(self, input_shape)
+        rows, columns = self.grid.grid_size((height, width))
+        batch, dim = input_shape[0], self.grid.size[0] * self.grid.size[1] * channels
         return (batch, rows, columns, dim) if self.as_grid else (batch, rows * columns, dim)
 
     def call(self, images: Any) -> Any:
         """Cuts `images` (B, H, W, C) into patches."""
-        _, height, width, channels = images.shape
+        height, width, channels = _known_size(self, images.shape)
         image_size = (height, width)
         rows, columns = self.grid.grid_size(image_size)
         patch_height, patch_width = self.grid.size
@@ -116,12 +118,13 @@ class Patches(keras.layers.Layer):
         """Puts patches together to the images they were cut from.
 
         Args:
-            patches: What `call` returned, in either form, floating point where patches overlap.
+            patches: What `call` returned, in either form.
             image_size: (H, W) of the images.
 
         Returns:
-            (B, H, W, C). A pixel in one patch is exact; a pixel in several is their mean; a pixel in none (a
-            remainder, a gap between patches) is 0.
+            (B, H, W, C), the patches' dtype. A pixel in one patch is exact; a pixel in several is their mean, taken
+            in float32 (or float64) and rounded for an integer dtype; a pixel in none (a remainder, a gap between
+            patches) is 0.
 
         Raises:
             ConfigError: If the patches do not belong to an image of that size.
@@ -139,11 +142,14 @@ class Patches(keras.layers.Layer):
         pixels = ops.reshape(patches, (-1, rows, columns, patch_height, patch_width, channels))
         pixels = ops.transpose(pixels, (0, 1, 3, 2, 4, 5))  # (B, rows, P_h, columns, P_w, C)
         pixels = ops.reshape(pixels, (-1, rows * patch_height, columns * patch_width, channels))
+        dtype = keras.backend.standardize_dtype(pixels.dtype)
         if not self.grid.is_tiling:
+            pixels = pixels if dtype == "float64" else ops.cast(pixels, "float32")  # a sum of uint8 would overflow
             row_indices, column_indices = self.grid.indices(image_size)
             pads = self.grid.pad_widths(image_size)
             pixels = _average(pixels, row_indices.reshape(-1), image_size[0] + sum(pads[0]), axis=1)
             pixels = _average(pixels, column_indices.reshape(-1), image_size[1] + sum(pads[1]), axis=2)
+            pixels = ops.cast(pixels if keras.backend.is_float_dtype(dtype) else ops.round(pixels), dtype)
         (top, _), (left, _) = self.grid.pad_widths(image_size)
         missing = [max(size - extent, 0) for size, extent in zip(image_size, pixels.shape[1:3], strict=True)]
         if any(missing):
@@ -160,6 +166,17 @@ class Patches(keras.layers.Layer):
             "padding": self.grid.padding,
             "as_grid": self.as_grid,
         }
+
+
+def _known_size(layer: keras.layers.Layer, shape: tuple[int | None, ...]) -> tuple[int, int, int]:
+    """Returns (H, W, C) of images of that shape, or raises `ConfigError` where one is not known."""
+    size = tuple(shape[1:])
+    if len(size) != 3 or None in size:
+        raise ConfigError(
+            f"Cannot apply {layer.name}. Expected images of shape (B, H, W, C), with H, W and C known. "
+            f"Received: shape={tuple(shape)}. Name the size, such as keras.Input((224, 224, 3))."
+        )
+    return size  # type: ignore[return-value]
 
 
 def _average(values: Any, indices: np.ndarray, length: int, *, axis: int) -> Any:
@@ -185,12 +202,25 @@ class ConvolutionalStem(keras.layers.Layer):
     Returns:
         (B, N, D), N = H * W / patch_size ** 2, row by row.
 
+    Raises:
+        ConfigError: If `patch_size` is no power of two, or the images' size is not known.
+
     Source: Xiao et al. 2021, https://arxiv.org/abs/2106.14881, with LayerNorm in place of BatchNorm, so that a
     model has no running statistics.
     """
 
     def __init__(self, patch_size: int, projection_dim: int, *, epsilon: float = 1e-6, **kwargs: Any):
         super().__init__(**kwargs)
+        options = {"patch_size": patch_size, "projection_dim": projection_dim, "epsilon": epsilon}
+        check_types(ConvolutionalStem.__init__, options)
+        check_minimum(1, projection_dim=projection_dim)
+        check(
+            patch_size > 1 and patch_size.bit_count() == 1,
+            "Cannot use patch_size.",
+            "a power of two, 2 or more",
+            f"patch_size={patch_size}",
+            "Pass 2, 4, 8, 16 ...",
+        )
         self.patch_size = patch_size
         self.projection_dim = projection_dim
         self.epsilon = epsilon
@@ -225,8 +255,8 @@ class ConvolutionalStem(keras.layers.Layer):
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         """Returns the tokens' shape for the images' shape."""
-        batch, height, width, _ = input_shape
-        return batch, (height // self.patch_size) * (width // self.patch_size), self.projection_dim  # type: ignore[operator]
+        height, width, _ = _known_size(self, input_shape)
+        return input_shape[0], (height // self.patch_size) * (width // self.patch_size), self.projection_dim
 
     def call(self, images: Any) -> Any:
         """Returns the stem's output as (B, N, D)."""
@@ -276,11 +306,15 @@ class PatchEncoder(keras.layers.Layer):
         epsilon: Of the patch norm.
 
     Call arguments:
-        patches: (B, N, patch_dim), from `Patches`.
-        grid_size: (rows, columns) of these patches, where it is not the layer's own: positions are resized to it.
+        patches: (B, N, patch_dim), or a grid (B, rows, columns, patch_dim), from `Patches`.
+        grid_size: (rows, columns) of these patches, where it is not the layer's own: positions are resized to it. Not
+            needed with a grid.
 
     Returns:
         (B, prefix + N, D) tokens: class, distillation, registers, patches.
+
+    Raises:
+        ConfigError: If an argument is out of range, or there are other patches than positions.
 
     Weights: `projection/kernel` (patch_dim, D), `projection/bias` (D,), `position_embedding` (1, positions, D),
     `class_token` (1, 1, D), `distillation_token` (1, 1, D), `registers` (1, R, D).
@@ -304,6 +338,16 @@ class PatchEncoder(keras.layers.Layer):
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
+        options = {
+            "projection_dim": projection_dim,
+            "num_registers": num_registers,
+            "position": position,
+            "position_tokens": position_tokens,
+            "epsilon": epsilon,
+        }
+        check_types(PatchEncoder.__init__, options)
+        check_minimum(1, projection_dim=projection_dim)
+        check_minimum(0, num_registers=num_registers)
         if position == "sincos" and grid_size is None:
             raise ConfigError(
                 "Cannot create PatchEncoder. Expected grid_size with position='sincos'. Received: grid_size=None. "
@@ -317,7 +361,7 @@ class PatchEncoder(keras.layers.Layer):
         self.num_registers = num_registers
         self.position = position
         self.position_tokens = position_tokens
-        self.grid_size = (grid_size[0], grid_size[1]) if grid_size else None
+        self.grid_size = None if grid_size is None else as_pair(grid_size, "grid_size")
         self.epsilon = epsilon
         self.num_prefix_tokens = int(use_class_token) + int(use_distillation_token) + num_registers
         self.projection = keras.layers.Dense(
@@ -335,6 +379,7 @@ class PatchEncoder(keras.layers.Layer):
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         """Creates the weights for patches of `input_shape`."""
         dim = self.projection_dim
+        input_shape = self._flat_shape(input_shape)
         if self.use_patch_norm:
             self.patch_norm.build(input_shape)
         self.projection.build(input_shape)
@@ -350,19 +395,34 @@ class PatchEncoder(keras.layers.Layer):
                 setattr(self, name, weight)
                 self.prefix.append(weight)
         if self.position == "learned":
+            self.num_patches = int(input_shape[1])  # type: ignore[arg-type]  # that have a position
             without = {"all": 0, "class": self.num_registers, "patches": self.num_prefix_tokens}[self.position_tokens]
             self.position_embedding = self.add_weight(
-                shape=(1, self.num_prefix_tokens - without + input_shape[1], dim),  # type: ignore[operator]
+                shape=(1, self.num_prefix_tokens - without + self.num_patches, dim),
                 initializer=keras.initializers.TruncatedNormal(stddev=0.02),
                 name="position_embedding",
             )
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         """Returns the tokens' shape for the patches' shape."""
-        return input_shape[0], input_shape[1] + self.num_prefix_tokens, self.projection_dim  # type: ignore[operator]
+        batch, count, _ = self._flat_shape(input_shape)
+        return batch, count + self.num_prefix_tokens, self.projection_dim  # type: ignore[operator]
+
+    def _flat_shape(self, shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        """Returns the shape (B, N, patch_dim) of patches, or of a grid of patches."""
+        if len(shape) not in (3, 4) or None in shape[1:]:
+            raise ConfigError(
+                f"Cannot encode patches. Expected shape (B, N, patch_dim) or (B, rows, columns, patch_dim), all but B "
+                f"known. Received: patches.shape={tuple(shape)}. Pass what Patches returns for images of a known size."
+            )
+        return (shape[0], math.prod(shape[1:-1]), shape[-1])  # type: ignore[arg-type]
 
     def call(self, patches: Any, grid_size: tuple[int, int] | None = None) -> Any:
-        """Turns `patches` (B, N, patch_dim) into tokens."""
+        """Turns `patches` (B, N, patch_dim), or a grid of them, into tokens."""
+        flat_shape = self._flat_shape(patches.shape)
+        if len(patches.shape) == 4:
+            grid_size = (patches.shape[1], patches.shape[2])
+            patches = ops.reshape(patches, (-1, *flat_shape[1:]))
         if self.use_patch_norm:
             patches = self.patch_norm(patches)
         tokens = self.projection(patches)  # (B, N, D)
@@ -385,7 +445,7 @@ class PatchEncoder(keras.layers.Layer):
             table = sincos_positions(grid_size, self.projection_dim)  # type: ignore[arg-type]
             return ops.pad(ops.convert_to_tensor(table[None]), ((0, 0), (self.num_prefix_tokens, 0), (0, 0)))
         positions = ops.convert_to_tensor(self.position_embedding)
-        covered = positions.shape[1] - (self.grid_size[0] * self.grid_size[1] if self.grid_size else count)
+        covered = positions.shape[1] - self.num_patches  # tokens of the prefix
         if grid_size and self.grid_size and grid_size != self.grid_size:
             matrix = resize_grid_matrix(self.grid_size, grid_size)  # (new N, old N)
             patch_positions = ops.einsum("nm,bmd->bnd", ops.convert_to_tensor(matrix), positions[:, covered:])
@@ -440,6 +500,10 @@ class PatchDropout(keras.layers.Layer):
 
     def __init__(self, rate: float, *, num_prefix_tokens: int = 0, seed: int | None = None, **kwargs: Any):
         super().__init__(**kwargs)
+        options = {"rate": rate, "num_prefix_tokens": num_prefix_tokens, "seed": seed}
+        check_types(PatchDropout.__init__, options)
+        check_rates(rate=rate)
+        check_minimum(0, num_prefix_tokens=num_prefix_tokens)
         self.rate = rate
         self.num_prefix_tokens = num_prefix_tokens
         self.seed = seed
@@ -505,6 +569,9 @@ class _Residual(keras.layers.Layer):
             "norm_position": norm_position,
             "layer_scale": layer_scale,
         }
+        check_types(_Residual.__init__, self.options)
+        check_rates(dropout_rate=dropout_rate, stochastic_depth_rate=stochastic_depth_rate)
+        check_minimum(0, layer_scale=layer_scale)
         self.stochastic_depth_rate = stochastic_depth_rate
         self.is_pre_norm = norm_position == "pre"
         self.norm = create_norm(norm, epsilon, self.dtype_policy, "norm")
@@ -582,6 +649,9 @@ class SelfAttention(_Residual):
     Returns:
         (B, N, D), or that and the weights (B, A, N, N), in [0, 1] with rows that sum to 1.
 
+    Raises:
+        ConfigError: If an argument is out of range, or `num_heads` does not divide D.
+
     Source: Vaswani et al. 2017, https://arxiv.org/abs/1706.03762, section 3.2; pre-norm as in Dosovitskiy et al.
     2021, equation 2; rotary positions: Su et al. 2021, https://arxiv.org/abs/2104.09864; local attention: Lee et al.
     2021, https://arxiv.org/abs/2112.13492, section 3.2, with one temperature a head. Queries, keys and values come
@@ -630,6 +700,9 @@ class SelfAttention(_Residual):
             "rope_style": rope_style,
             "use_fused_attention": use_fused_attention,
         }
+        check_types(SelfAttention.__init__, self.options)
+        check_minimum(1, num_heads=num_heads)
+        check_rates(attention_dropout_rate=attention_dropout_rate)
         self.num_heads = num_heads
         self.attention_dropout_rate = attention_dropout_rate
         self.use_split_bias = use_qkv_bias and not use_key_bias
@@ -645,12 +718,7 @@ class SelfAttention(_Residual):
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         """Creates the weights for tokens of `input_shape`."""
         dim = int(input_shape[-1])  # type: ignore[arg-type]
-        if dim % self.num_heads:
-            raise ConfigError(
-                f"Cannot build SelfAttention. Expected a width divisible by num_heads. Received: width={dim}, "
-                f"num_heads={self.num_heads}. Change one of the two."
-            )
-        self.head_dim = dim // self.num_heads
+        self.head_dim = _head_dim(self, dim, self.num_heads)
         options, policy = self.options, self.dtype_policy
         self.build_shared(input_shape)
         self.qkv = keras.layers.Dense(
@@ -747,6 +815,16 @@ def rotate(heads: Any, rope: tuple[Any, Any], style: Literal["interleaved", "hal
     return heads * cosine + turned * sine
 
 
+def _head_dim(layer: keras.layers.Layer, dim: int, num_heads: int) -> int:
+    """Returns the width of one head."""
+    if dim % num_heads:
+        raise ConfigError(
+            f"Cannot build {type(layer).__name__}. Expected a width divisible by num_heads. Received: width={dim}, "
+            f"num_heads={num_heads}. Change one of the two."
+        )
+    return dim // num_heads
+
+
 @functools.cache
 def _has_accelerator() -> bool:
     """Whether the backend computes on a GPU or TPU by default."""
@@ -785,6 +863,9 @@ class MLP(_Residual):
     Returns:
         (B, N, D).
 
+    Raises:
+        ConfigError: If an argument is out of range or none of the choices.
+
     Source: Dosovitskiy et al. 2021, https://arxiv.org/abs/2010.11929, equation 3; GELU of Hendrycks & Gimpel 2016,
     https://arxiv.org/abs/1606.08415; SwiGLU of Shazeer 2020, https://arxiv.org/abs/2002.05202.
     """
@@ -821,6 +902,8 @@ class MLP(_Residual):
             "use_bias": use_bias,
             "use_inner_norm": use_inner_norm,
         }
+        check_types(MLP.__init__, self.options)
+        check_minimum(1, hidden_dim=hidden_dim)
         self.hidden_dim = hidden_dim
         self.is_gated = kind == "swiglu"
         self.activation = activation
@@ -905,6 +988,8 @@ class TransformerBlock(keras.layers.Layer):
     ):
         self_options = {name: kwargs.pop(name) for name in self.SHARED if name in kwargs}
         super().__init__(**kwargs)
+        check_types(TransformerBlock.__init__, {"mlp_dim": mlp_dim, "num_parallel": num_parallel})
+        check_minimum(1, mlp_dim=mlp_dim, num_parallel=num_parallel)
         self.num_heads = num_heads
         self.mlp_dim = mlp_dim
         self.num_parallel = num_parallel
@@ -994,6 +1079,8 @@ class AttentionPool(keras.layers.Layer):
 
     def __init__(self, num_heads: int, mlp_dim: int, *, mlp: dict[str, Any] | None = None, **kwargs: Any):
         super().__init__(**kwargs)
+        check_types(AttentionPool.__init__, {"num_heads": num_heads, "mlp_dim": mlp_dim})
+        check_minimum(1, num_heads=num_heads, mlp_dim=mlp_dim)
         self.num_heads = num_heads
         self.mlp_dim = mlp_dim
         self.mlp_options = dict(mlp or {})
@@ -1002,7 +1089,7 @@ class AttentionPool(keras.layers.Layer):
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         """Creates the weights for tokens of `input_shape`."""
         dim = int(input_shape[-1])  # type: ignore[arg-type]
-        self.head_dim = dim // self.num_heads
+        self.head_dim = _head_dim(self, dim, self.num_heads)
         self.latent = self.add_weight(
             shape=(1, 1, dim), initializer=keras.initializers.TruncatedNormal(stddev=dim**-0.5), name="latent"
         )

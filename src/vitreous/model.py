@@ -168,6 +168,7 @@ class VisionTransformer(keras.Model):
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         """Returns the logits' shape for the images' shape."""
+        self._check_shape(input_shape)  # a symbolic call asks for no more
         return input_shape[0], self.config.num_classes or self.config.features_dim
 
     def call(self, images: Any, training: bool | None = None) -> Any:
@@ -200,18 +201,27 @@ class VisionTransformer(keras.Model):
 
     def _grid_size(self, images: Any) -> tuple[int, int]:
         """Returns (rows, columns) of the patches of `images`, whose size is checked."""
-        config = self.config
-        size, channels = tuple(images.shape[1:3]), images.shape[3]
-        is_known = config.has_dynamic_size or size == config.image_size
-        if len(images.shape) != 4 or channels != config.num_channels or not is_known:
+        if not keras.backend.is_float_dtype(dtype := keras.backend.standardize_dtype(images.dtype)):
+            raise ConfigError(
+                f"Cannot apply {self.name}. Expected normalised images of a floating point dtype. "
+                f"Received: images.dtype={dtype}. Pass vitreous.model.normalize_images(images, input_spec)."
+            )
+        self._check_shape(images.shape)
+        config, size = self.config, tuple(images.shape[1:3])
+        # A new size must fit the patches too: the record says so.
+        return config.grid_size if size == config.image_size else config.replace(image_size=size).grid_size
+
+    def _check_shape(self, shape: tuple[int | None, ...]) -> None:
+        """Raises `ConfigError` for images of another shape than the model takes."""
+        config, shape = self.config, tuple(shape)
+        is_known = None not in shape[1:] and (config.has_dynamic_size or shape[1:3] == config.image_size)
+        if len(shape) != 4 or shape[3] != config.num_channels or not is_known:
             height, width = config.image_size
             raise ConfigError(
                 f"Cannot apply {self.name}. Expected images of shape (B, H, W, C) = (B, {height}, {width}, "
-                f"{config.num_channels}). Received: images.shape={tuple(images.shape)}. Resize the images, create the "
-                "model with their image_size, or with has_dynamic_size=True."
+                f"{config.num_channels}). Received: images.shape={shape}. Resize the images, create the "
+                "model with their image_size, or with has_dynamic_size=True; H and W must be known in any case."
             )
-        # A new size must fit the patches too: the record says so.
-        return config.grid_size if size == config.image_size else config.replace(image_size=size).grid_size
 
     def _rope_tables(self, grid_size: tuple[int, int]) -> Any:
         config = self.config

@@ -86,7 +86,7 @@ def check_rates(**values: float) -> None:
         check(0 <= value < 1, f"Cannot use {name}.", "a value in [0, 1)", f"{name}={value}", "Pass a share below 1.")
 
 
-_hints = functools.cache(get_type_hints)
+_hints: Callable[[Any], dict[str, Any]] = functools.cache(get_type_hints)
 
 
 def check_types(annotated: type | Callable[..., Any], values: Mapping[str, Any]) -> None:
@@ -96,36 +96,33 @@ def check_types(annotated: type | Callable[..., Any], values: Mapping[str, Any])
         annotated: A class or a function whose annotations say what fits.
         values: Values by name; names without an annotation are not checked.
     """
-    hints = _hints(annotated)
-    for name, value in values.items():
-        if name in hints and not _fits(value, hints[name]):
-            is_choice = get_origin(hints[name]) is Literal
-            is_quoted = isinstance(value, str) and not is_choice
-            raise ConfigError(
-                f"Cannot use {name}. Expected {_describe(hints[name])}. Received: {name}={value!r}. "
-                f"Pass {'one of them' if is_choice else 'such a value, without quotes' if is_quoted else 'such a value'}."
-            )
+    for name, hint in _hints(annotated).items():
+        if name not in values or _fits(value := values[name], hint):
+            continue
+        remedy = "Pass one of them." if get_origin(hint) is Literal else "Pass such a value."
+        if isinstance(value, str) and _fits(1, hint):
+            remedy = "Pass it without quotes."
+        raise ConfigError(f"Cannot use {name}. Expected {_describe(hint)}. Received: {name}={value!r}. {remedy}")
 
 
 def _fits(value: Any, hint: Any) -> bool:
     """Whether a value is what an annotation says."""
-    arguments = get_args(hint)
-    match get_origin(hint):
-        case _ if hint is Any:
-            return True
-        case origin if origin is Literal:
-            return isinstance(value, tuple(map(type, arguments))) and value in arguments
-        case origin if origin in (Union, UnionType):
-            return any(_fits(value, each) for each in arguments)
-        case origin if origin is tuple:
-            if arguments == (int, int) and _fits(value, int):
-                return True  # one number for both
-            if not isinstance(value, tuple | list):
-                return False
-            each = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
-            return len(value) == len(each) and all(map(_fits, value, each))
-        case origin if origin is dict:
-            return isinstance(value, Mapping)
+    origin, arguments = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return True
+    if origin is Literal:
+        return isinstance(value, tuple(map(type, arguments))) and value in arguments
+    if origin in (Union, UnionType):
+        return any(_fits(value, each) for each in arguments)
+    if origin is tuple:
+        if arguments == (int, int) and _fits(value, int):
+            return True  # one number for both
+        if not isinstance(value, tuple | list):
+            return False
+        items = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
+        return len(value) == len(items) and all(map(_fits, value, items))
+    if origin is dict:
+        return isinstance(value, Mapping)
     if hint in (int, float):  # True is an int to Python, but no count
         return isinstance(value, Integral if hint is int else Real) and not isinstance(value, bool)
     return isinstance(value, hint)
@@ -133,21 +130,19 @@ def _fits(value: Any, hint: Any) -> bool:
 
 def _describe(hint: Any) -> str:
     """Returns an annotation in words."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return f"one of {arguments}"
+    if origin in (Union, UnionType):
+        return ", or ".join(map(_describe, arguments))
+    if origin is tuple:
+        if arguments == (int, int):
+            return "an integer, or two (vertical, horizontal)"
+        return "a list of numbers" if arguments[-1] is Ellipsis else f"a list of {len(arguments)} numbers"
+    if origin is dict:
+        return "a table of names and values"
     words = {int: "an integer", float: "a number", bool: "True or False", str: "text", NoneType: "None"}
-    arguments = get_args(hint)
-    match get_origin(hint):
-        case origin if origin is Literal:
-            return f"one of {arguments}"
-        case origin if origin in (Union, UnionType):
-            return ", or ".join(map(_describe, arguments))
-        case origin if origin is tuple:
-            if arguments == (int, int):
-                return "an integer, or two"
-            kind = "integers" if arguments[0] is int else "numbers"
-            return kind if arguments[-1] is Ellipsis else f"{('one', 'two', 'three')[len(arguments) - 1]} {kind}"
-        case origin if origin is dict:
-            return "a table of names and values"
-    return words.get(hint, f"the fields of {getattr(hint, '__name__', hint)}")
+    return words.get(hint) or f"a record {hint.__name__} (in TOML, a table of its fields)"
 
 
 @dataclass(frozen=True, kw_only=True)
