@@ -8,7 +8,18 @@ import numpy as np
 from keras import ops
 
 from vitreous.errors import ConfigError
-from vitreous.layers import PACKAGE, PatchEncoder, Patches, TransformerBlock
+from vitreous.layers import (
+    PACKAGE,
+    AttentionPool,
+    ConvolutionalStem,
+    PatchDropout,
+    PatchEncoder,
+    Patches,
+    TransformerBlock,
+    create_norm,
+    shift_images,
+)
+from vitreous.positions import rope_tables
 from vitreous.registry import get_spec
 from vitreous.spec import InputSpec, ViTConfig
 
@@ -21,11 +32,12 @@ class VisionTransformer(keras.Model):
         config: The architecture.
 
     Call arguments:
-        images: (B, H, W, C) floating point, normalised as the model's `InputSpec` says; H, W, C as in `config`.
+        images: (B, H, W, C) floating point, normalised as the model's `InputSpec` says; H, W, C as in `config`
+            (any H and W that the patches divide with `has_dynamic_size`).
         training: Whether dropout is active.
 
     Returns:
-        (B, K) logits; with `num_classes=0`, (B, D) pooled features.
+        (B, K) logits; with `num_classes=0`, (B, features_dim) pooled features.
 
     Example:
 
@@ -40,85 +52,207 @@ class VisionTransformer(keras.Model):
     def __init__(self, config: ViTConfig, **kwargs: Any):
         super().__init__(**kwargs)
         self.config = config
-        self.patches = Patches(
-            config.patch_size,
-            strides=config.patch_strides,
-            padding=config.patch_padding,
-            dtype=self.dtype_policy,
-            name="patches",
-        )
+        policy = self.dtype_policy
+        if config.stem == "convolution":
+            self.stem = ConvolutionalStem(
+                config.patch_size[0], config.projection_dim, epsilon=config.epsilon, dtype=policy, name="stem"
+            )
+        else:
+            self.patches = Patches(
+                config.patch_size,
+                strides=config.patch_strides,
+                padding=config.patch_padding,
+                dtype=policy,
+                name="patches",
+            )
         self.patch_encoder = PatchEncoder(
             config.projection_dim,
+            use_bias=config.use_patch_bias,
+            use_patch_norm=config.stem == "shifted",
             use_class_token=config.use_class_token,
-            dtype=self.dtype_policy,
+            use_distillation_token=config.use_distillation_token,
+            num_registers=config.num_registers,
+            position=config.position,
+            position_tokens=config.position_tokens,
+            grid_size=config.grid_size,
+            epsilon=config.epsilon,
+            dtype=policy,
             name="patch_encoder",
         )
-        self.dropout = keras.layers.Dropout(config.dropout_rate, dtype=self.dtype_policy, name="dropout")
-        last = max(config.num_blocks - 1, 1)
-        self.blocks = [
-            TransformerBlock(
+        self.dropout = keras.layers.Dropout(config.dropout_rate, dtype=policy, name="dropout")
+        self.patch_dropout = PatchDropout(
+            config.patch_dropout_rate, num_prefix_tokens=config.num_prefix_tokens, dtype=policy, name="patch_dropout"
+        )
+        self.pre_norm = create_norm(config.norm, config.epsilon, policy, "pre_norm") if config.use_pre_norm else None
+        self.blocks = [self._create_block(i) for i in range(config.num_blocks)]
+        self.norm = None if config.final_norm == "none" else create_norm(config.norm, config.epsilon, policy, "norm")
+        if config.pooling == "map":
+            self.attention_pool = AttentionPool(
                 config.num_heads,
                 config.mlp_dim,
-                activation=config.activation,
-                dropout_rate=config.dropout_rate,
-                attention_dropout_rate=config.attention_dropout_rate,
-                stochastic_depth_rate=config.stochastic_depth_rate * i / last,
-                epsilon=config.epsilon,
-                dtype=self.dtype_policy,
-                name=f"block_{i}",
+                mlp={"activation": config.activation, "epsilon": config.epsilon, "norm": config.norm},
+                dtype=policy,
+                name="attention_pool",
             )
-            for i in range(config.num_blocks)
-        ]
-        self.norm = keras.layers.LayerNormalization(epsilon=config.epsilon, dtype=self.dtype_policy, name="norm")
-        # Logits are float32 whatever the blocks compute in: a softmax over bfloat16 logits loses digits.
-        self.head = (
-            keras.layers.Dense(config.num_classes, kernel_initializer="zeros", dtype="float32", name="head")
-            if config.num_classes
+        self.head, self.distillation_head = (
+            # Logits are float32 whatever the blocks compute in: a softmax over bfloat16 logits loses digits.
+            keras.layers.Dense(config.num_classes, kernel_initializer="zeros", dtype="float32", name=name)
+            if config.num_classes and is_wanted
             else None
+            for name, is_wanted in (("head", True), ("distillation_head", config.use_distillation_head))
         )
         self.build((None, *config.image_size, config.num_channels))
+
+    def _create_block(self, index: int) -> TransformerBlock:
+        config = self.config
+        return TransformerBlock(
+            config.num_heads,
+            config.mlp_dim,
+            num_parallel=config.num_parallel,
+            attention={
+                "attention_dropout_rate": config.attention_dropout_rate,
+                "use_qkv_bias": config.use_qkv_bias,
+                "use_key_bias": config.use_key_bias,
+                "use_projection_bias": config.use_projection_bias,
+                "use_qk_norm": config.use_qk_norm,
+                "use_inner_norm": config.use_attention_norm,
+                "use_local_attention": config.use_local_attention,
+                "rope_style": "half" if config.rope == "dinov3" else "interleaved",
+            },
+            mlp={
+                "kind": config.mlp,
+                "activation": config.activation,
+                "use_bias": config.use_mlp_bias,
+                "use_inner_norm": config.use_mlp_norm,
+            },
+            dropout_rate=config.dropout_rate,
+            stochastic_depth_rate=config.stochastic_depth_rate * index / max(config.num_blocks - 1, 1),
+            epsilon=config.epsilon,
+            norm=config.norm,
+            norm_position=config.norm_position,
+            layer_scale=config.layer_scale,
+            dtype=self.dtype_policy,
+            name=f"block_{index}",
+        )
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         """Creates the weights; the constructor has done it already."""
         if self.built:
             return
         config = self.config
-        patches_shape = self.patches.compute_output_shape(input_shape)
+        if config.stem == "convolution":
+            self.stem.build(input_shape)
+            patches_shape = self.stem.compute_output_shape(input_shape)
+        else:
+            copies = 5 if config.stem == "shifted" else 1
+            patches_shape = self.patches.compute_output_shape((*input_shape[:-1], copies * config.num_channels))
         tokens_shape = (None, config.num_tokens, config.projection_dim)
         self.patch_encoder.build(patches_shape)
+        if self.pre_norm is not None:
+            self.pre_norm.build(tokens_shape)
         for block in self.blocks:
             block.build(tokens_shape)
-        self.norm.build(tokens_shape)
-        if self.head is not None:
-            self.head.build((None, config.projection_dim))
+        if config.pooling == "map":
+            self.attention_pool.build(tokens_shape)
+        if self.norm is not None:
+            self.norm.build(tokens_shape if config.final_norm == "tokens" else (None, config.features_dim))
+        for head in (self.head, self.distillation_head):
+            if head is not None:
+                head.build((None, config.features_dim))
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         """Returns the logits' shape for the images' shape."""
-        return input_shape[0], self.config.num_classes or self.config.projection_dim
+        return input_shape[0], self.config.num_classes or self.config.features_dim
 
     def call(self, images: Any, training: bool | None = None) -> Any:
         """Returns the logits (B, K) of `images`."""
-        x = self.embed(images, training=training)  # (B, N, D)
+        x, rope = self._enter(images, training)  # (B, N, D)
         for block in self.blocks:
-            x = block(x, training=training)
-        features = self.pool(self.norm(x))  # (B, D)
-        return features if self.head is None else self.head(features)
+            x = block(x, rope=rope, training=training)
+        return self.classify(self._leave(x))
 
     def embed(self, images: Any, training: bool | None = None) -> Any:
-        """Returns the tokens (B, N, D) that enter the first block."""
-        if tuple(images.shape[1:]) != (expected := (*self.config.image_size, self.config.num_channels)):
+        """Returns the tokens (B, N, D) that enter the first block: class, distillation, registers, patches."""
+        return self._enter(images, training)[0]
+
+    def _enter(self, images: Any, training: bool | None = None) -> tuple[Any, Any]:
+        """Returns the tokens that enter the first block, and the rotary tables of the blocks or None."""
+        config = self.config
+        grid_size = self._grid_size(images)
+        if config.stem == "convolution":
+            patches = self.stem(images)
+        else:
+            if config.stem == "shifted":
+                images = shift_images(images, (config.patch_size[0] // 2, config.patch_size[1] // 2))
+            patches = self.patches(images)
+        x = self.dropout(self.patch_encoder(patches, grid_size=grid_size), training=training)
+        rope = self._rope_tables(grid_size)
+        if config.patch_dropout_rate:
+            x, rope = self.patch_dropout(x, rope=rope, training=training)
+        return (x if self.pre_norm is None else self.pre_norm(x)), rope
+
+    def _grid_size(self, images: Any) -> tuple[int, int]:
+        """Returns (rows, columns) of the patches of `images`, whose size is checked."""
+        config = self.config
+        size, channels = tuple(images.shape[1:3]), images.shape[3]
+        is_known = config.has_dynamic_size or size == config.image_size
+        if len(images.shape) != 4 or channels != config.num_channels or not is_known:
+            height, width = config.image_size
             raise ConfigError(
-                f"Cannot apply {self.name}. Expected images of shape (B, H, W, C) = (B, {', '.join(map(str, expected))}"
-                f"). Received: images.shape={tuple(images.shape)}. Resize the images, or create the model with their "
-                "image_size."
+                f"Cannot apply {self.name}. Expected images of shape (B, H, W, C) = (B, {height}, {width}, "
+                f"{config.num_channels}). Received: images.shape={tuple(images.shape)}. Resize the images, create the "
+                "model with their image_size, or with has_dynamic_size=True."
             )
-        return self.dropout(self.patch_encoder(self.patches(images)), training=training)
+        # A new size must fit the patches too: the record says so.
+        return config.grid_size if size == config.image_size else config.replace(image_size=size).grid_size
+
+    def _rope_tables(self, grid_size: tuple[int, int]) -> Any:
+        config = self.config
+        if config.rope == "none":
+            return None
+        tables = rope_tables(
+            config.rope,
+            grid_size,
+            config.projection_dim // config.num_heads,
+            temperature=config.rope_temperature,
+            reference_grid=config.rope_reference_grid,
+            num_prefix_tokens=config.num_prefix_tokens,
+        )
+        return tuple(ops.convert_to_tensor(table) for table in tables)
+
+    def _leave(self, x: Any) -> Any:
+        """Returns the tokens that are pooled."""
+        return self.norm(x) if self.config.final_norm == "tokens" else x
 
     def pool(self, tokens: Any) -> Any:
-        """Returns the one vector (B, D) that the head reads from normalised `tokens` (B, N, D)."""
-        if self.config.pooling == "class":
-            return tokens[:, 0]
-        return ops.mean(tokens[:, int(self.config.use_class_token) :], axis=1)  # patch tokens only
+        """Returns the one vector (B, features_dim) that the head reads from `tokens` (B, N, D)."""
+        config = self.config
+        patches = tokens[:, config.num_prefix_tokens :]
+        if config.pooling == "map":
+            pooled = self.attention_pool(tokens)
+        elif config.pooling == "mean":
+            pooled = ops.mean(patches, axis=1)
+        elif config.pooling == "class_mean":
+            pooled = ops.concatenate([tokens[:, 0], ops.mean(patches, axis=1)], axis=-1)
+        elif config.use_distillation_head:
+            pooled = (tokens[:, 0] + tokens[:, 1]) / 2
+        else:
+            pooled = tokens[:, 0]
+        return self.norm(pooled) if config.final_norm == "pooled" else pooled
+
+    def classify(self, tokens: Any) -> Any:
+        """Returns logits (B, K) from the tokens (B, N, D) that are pooled; without a head, their pooled features."""
+        if self.head is None:
+            return self.pool(tokens)
+        if self.distillation_head is None:
+            return self.head(self.pool(tokens))
+        class_logits, distillation_logits = self.classify_both(tokens)
+        return (class_logits + distillation_logits) / 2
+
+    def classify_both(self, tokens: Any) -> tuple[Any, Any]:
+        """Returns the logits (B, K) of the class token's head and of the distillation token's."""
+        tokens = self.norm(tokens[:, :2]) if self.config.final_norm == "pooled" else tokens
+        return self.head(tokens[:, 0]), self.distillation_head(tokens[:, 1])
 
     def tokens(self, images: Any, block: int | None = None) -> Any:
         """Returns the tokens that leave a block.
@@ -128,26 +262,26 @@ class VisionTransformer(keras.Model):
             block: Index of the block, negative from the end; None for the last one with the final norm applied.
 
         Returns:
-            (B, N, D), the class token first where there is one.
+            (B, N, D): class token, distillation token and registers where there are some, then patches.
 
         Raises:
             ConfigError: If there is no such block.
         """
         stop = self._block_index(block) + 1
-        x = self.embed(images)
+        x, rope = self._enter(images)
         for layer in self.blocks[:stop]:
-            x = layer(x)
-        return self.norm(x) if block is None else x
+            x = layer(x, rope=rope)
+        return self._leave(x) if block is None else x
 
     def features(self, images: Any, block: int | None = None) -> Any:
-        """Returns pooled features (B, D): the head's input, or the same reading of an earlier block.
+        """Returns pooled features (B, features_dim): the head's input, or the same reading of an earlier block.
 
         Args:
             images: (B, H, W, C), as in a call.
             block: Index of the block, negative from the end; None for the last. The final norm is always applied.
         """
         tokens = self.tokens(images, block)
-        return self.pool(tokens if block is None else self.norm(tokens))
+        return self.pool(tokens if block is None else self._leave(tokens))
 
     def attention(self, images: Any, blocks: Sequence[int] | None = None) -> list[Any]:
         """Returns attention weights.
@@ -164,12 +298,12 @@ class VisionTransformer(keras.Model):
         """
         wanted = [self._block_index(i) for i in (range(len(self.blocks)) if blocks is None else blocks)]
         maps: dict[int, Any] = {}
-        x = self.embed(images)
+        x, rope = self._enter(images)
         for i, block in enumerate(self.blocks[: max(wanted, default=-1) + 1]):
             if i in wanted:
-                x, maps[i] = block(x, return_attention=True)
+                x, maps[i] = block(x, rope=rope, return_attention=True)
             else:
-                x = block(x)
+                x = block(x, rope=rope)
         return [maps[i] for i in wanted]
 
     def _block_index(self, block: int | None) -> int:

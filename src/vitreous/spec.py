@@ -206,7 +206,9 @@ class ViTConfig(Record):
             check(value >= 0, f"Cannot use {name}.", "0 (none) or more", f"{name}={value}", "Pass 0 or more.")
         for name in ("dropout_rate", "attention_dropout_rate", "patch_dropout_rate", "stochastic_depth_rate"):
             value = getattr(self, name)
-            check(0 <= value < 1, f"Cannot use {name}.", "a value in [0, 1)", f"{name}={value}", "Pass a smaller share.")
+            check(
+                0 <= value < 1, f"Cannot use {name}.", "a value in [0, 1)", f"{name}={value}", "Pass a smaller share."
+            )
         check(
             self.projection_dim % self.num_heads == 0,
             "Cannot split the width into attention heads.",
