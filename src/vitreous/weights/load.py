@@ -6,7 +6,7 @@ import json
 import math
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -85,6 +85,7 @@ class _Reading:
     input: dict[str, Any]
     origin: Origin
     name: str
+    format: str
     num_matched: int = 0
     unused: dict[str, str] = dataclasses.field(default_factory=dict)
     notes: list[str] = dataclasses.field(default_factory=list)
@@ -161,7 +162,7 @@ def import_weights(
     spec = InputSpec(**{**reading.input, "image_size": target.image_size, "num_channels": target.num_channels})
     return ImportReport(
         source=found.name,
-        format=reading.origin.format,
+        format=reading.format,
         model=built,
         input_spec=spec,
         class_names=class_names,
@@ -173,30 +174,56 @@ def import_weights(
 
 
 def variables(model: "VisionTransformer") -> dict[str, Any]:
-    """Returns {path: variable} of a model's weights, without the model's own name in the path."""
+    """Returns {path: variable} of a model's weights, without the model's own name in the path.
+
+    Keras calls the factor of an RMSNorm `scale` and that of a LayerNorm `gamma`; here both are `gamma`.
+    """
     prefix = f"{model.name}/"
-    return {v.path.removeprefix(prefix): v for v in model.weights}
+    return {re.sub(r"norm/scale$", "norm/gamma", v.path.removeprefix(prefix)): v for v in model.weights}
 
 
 def _build(config: ViTConfig, arrays: Arrays, name: str, dtype: Any) -> "VisionTransformer":
+    """Creates the model with these weights, one at a time: no random numbers are drawn only to be replaced."""
+    import keras
+
     from vitreous.model import VisionTransformer
 
-    model = VisionTransformer(config, name=re.sub(r"\W+", "_", name) or "vit", dtype=dtype)
-    own = variables(model)
-    if lacking := [path for path in own if path not in arrays and not mapping.is_head(path)]:
-        raise WeightsError(
-            f"Cannot fill {lacking[0]}. Expected weights for every variable. Received: none for {len(lacking)} of "
-            f"them. Import an architecture that the format holds. Model: {config}"
-        )
-    for path, get in arrays.items():
-        values = get()
-        if path not in own or tuple(own[path].shape) != values.shape:
-            shape = tuple(own[path].shape) if path in own else "no such variable"
+    # In this scope Keras notes how a variable will be initialised and does so at its end: then from the file.
+    with keras.StatelessScope():
+        model = VisionTransformer(config, name=re.sub(r"\W+", "_", name) or "vit", dtype=dtype)
+        own = variables(model)
+        if lacking := [path for path in own if path not in arrays and not mapping.is_head(path)]:
             raise WeightsError(
-                f"Cannot fill {path}. Expected {shape}. Received: shape={values.shape}. Report this as a bug."
+                f"Cannot fill {lacking[0]}. Expected weights for every variable. Received: none for {len(lacking)} of "
+                "them. Report this as a bug."
             )
-        own[path].assign(np.ascontiguousarray(values))
+        for path, get in arrays.items():
+            if path not in own:
+                raise WeightsError(
+                    f"Cannot fill {path}. Expected a variable of the model. Received: variables {', '.join(own)}. "
+                    "Report this as a bug."
+                )
+            own[path]._initializer = _Filled(path, get)
     return model
+
+
+class _Filled:
+    """An initializer that returns the values of a file."""
+
+    def __init__(self, path: str, get: Callable[[], np.ndarray]):
+        self.path = path
+        self.get = get
+
+    def __call__(self, shape: tuple[int, ...], dtype: Any = None) -> Any:
+        import keras
+
+        values = self.get()
+        if values.shape != tuple(shape):
+            raise WeightsError(
+                f"Cannot fill {self.path}. Expected shape {tuple(shape)}. Received: shape={values.shape}. Report this "
+                "as a bug."
+            )
+        return keras.ops.cast(keras.ops.convert_to_tensor(np.ascontiguousarray(values)), dtype or "float32")
 
 
 # ---- files of other libraries ----
@@ -254,6 +281,7 @@ def _read_foreign(
         input={},
         origin=Origin(found.name, format, style, extras),
         name=model or found.model or "vit",
+        format=format,
         unused=unused,
     )
     _settle(reading, found, format, model, fields, shapes, image_size, given, changes)
@@ -370,18 +398,8 @@ def _settle(
             model_type = re.sub(r"(For|Model).*", "", beside["cls"])
             model_type = {"Dinov2WithRegisters": "dinov2_with_registers"}.get(model_type, model_type.lower())
             arguments |= {"model_type": model_type}
-            config = {"config": arguments}
-            _settle(
-                reading,
-                dataclasses.replace(found, config=config["config"]),
-                format,
-                model,
-                fields,
-                shapes,
-                image_size,
-                given,
-                changes,
-            )
+            described = dataclasses.replace(found, config=arguments)
+            _settle(reading, described, format, model, fields, shapes, image_size, given, changes)
             return
     if given is not None:
         reading.config = given.replace(num_classes=num_classes, use_distillation_head=fields["use_distillation_head"])
@@ -541,6 +559,7 @@ def _read_keras(found: Source) -> _Reading:
             tuple(about.get("class_names", ())),
         ),
         name=model.name,
+        format="keras",
         num_matched=len(own),
         notes=notes,
     )

@@ -224,7 +224,7 @@ def _mlp_ratio(config: ViTConfig, style: Mapping[str, Any]) -> float:
 def _architecture(config: ViTConfig, style: Mapping[str, Any]) -> str:
     """Returns the timm name whose layers are of the right kinds; the numbers go into `model_args`."""
     if style["is_eva"]:
-        return "vit_base_patch16_dinov3" if config.rope == "dinov3" else "eva02_base_patch14_224"
+        return "vit_base_patch16_dinov3" if config.epsilon == 1e-5 else "eva02_base_patch14_224"
     if config.use_distillation_head or config.use_distillation_token:
         return "deit_base_distilled_patch16_224"
     if config.num_parallel == 2:
