@@ -420,6 +420,11 @@ def _settle(
             settled["pooling"] = base["pooling"]
         reading.config = _with_grid(settled, fields, shapes, image_size, reading.notes)
         return
+    if name is not None and (found.model or beside.get("architecture") or beside.get("model_name")):
+        raise WeightsError(
+            f"Cannot import {found.name}. Expected an architecture of the registry, because tensors do not tell how "
+            f"they are computed with. Received: architecture={name!r}. {mapping.advice(shapes)}"
+        )
     if arguments:
         settled = {**fields, **timm.fields_from_arguments(arguments, fields)}
         if "num_heads" not in settled:
