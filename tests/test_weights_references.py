@@ -70,7 +70,6 @@ def test_positions_of_registers_change_hands(tmp_path):
     model = import_weights(path, num_classes=0).model
     expected = to_numpy(model.tokens(outputs["images"]))
     assert model.config.position_tokens == "class"
-    model.config  # noqa: B018
     report = import_weights(path, num_classes=0, pooling="class")
     folded = convert_model(report.model, tmp_path / "timm")
     assert folded.config.position_tokens == "patches"

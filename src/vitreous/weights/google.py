@@ -46,6 +46,26 @@ def style_of(names: Collection[str]) -> dict[str, Any]:
     }
 
 
+def unexpressed(config: ViTConfig) -> list[str]:
+    """Returns what Google's models do not have, of an architecture, in words, where no variable shows it."""
+    checks = (
+        (
+            config.patch_strides != config.patch_size or config.patch_padding != "valid",
+            "overlapping or padded patches",
+        ),
+        (config.position != "learned", f"position={config.position!r}"),
+        (config.rope != "none", f"rope={config.rope!r}"),
+        (config.norm != "layer" or config.norm_position != "pre", "norm='rms' or norm_position='post'"),
+        (config.final_norm != "tokens", f"final_norm={config.final_norm!r}"),
+        (config.mlp != "dense", f"mlp={config.mlp!r}"),
+        (config.pooling == "class_mean", "pooling='class_mean'"),
+        (not config.use_qkv_bias or not config.use_key_bias, "queries, keys or values without a bias"),
+        (not config.use_projection_bias or not config.use_mlp_bias, "layers without a bias"),
+        (not config.use_patch_bias, "use_patch_bias=False"),
+    )
+    return [reason for is_wrong, reason in checks if is_wrong]
+
+
 def default_style(config: ViTConfig) -> dict[str, Any]:
     """Returns the spelling of a new export: the ViT repository's, or big_vision's where only that has the parts."""
     is_big_vision = config.pooling == "map" or config.position_tokens == "patches" or not config.use_class_token
@@ -144,7 +164,9 @@ def unstack(entries: Mapping[str, Entry], style: Mapping[str, Any]) -> dict[str,
             )
         count = entry.shape[0]
 
-        def part(i: int, entry: Entry = entry, cache: dict[str, np.ndarray] = cache, last: int = count - 1) -> np.ndarray:
+        def part(
+            i: int, entry: Entry = entry, cache: dict[str, np.ndarray] = cache, last: int = count - 1
+        ) -> np.ndarray:
             if not cache:
                 cache["values"] = entry.read()
             values = np.array(cache["values"][i])

@@ -166,6 +166,7 @@ def model_type_of(config: ViTConfig) -> str:
         (is_dinov2 and config.use_distillation_token, "a distillation token with layer_scale"),
         (config.num_registers > 0 and not is_dinov2, "registers without layer_scale"),
         (config.mlp == "swiglu" and not is_dinov2, "mlp='swiglu' without layer_scale"),
+        (config.mlp == "swiglu" and config.activation != "silu", f"mlp='swiglu' with {config.activation!r}"),
         (config.mlp == "swiglu" and config.mlp_dim % 8 != 0, f"mlp_dim={config.mlp_dim}, no multiple of 8"),
     ):
         if is_wrong:
@@ -266,7 +267,9 @@ def write_config(
     """Returns the config.json of an architecture, and notes on what differs."""
     model_type, notes = model_type_of(config), []
     is_dinov2 = model_type.startswith("dinov2")
-    base = {"vit": "ViT", "deit": "DeiT", "dinov2": "Dinov2", "dinov2_with_registers": "Dinov2WithRegisters"}[model_type]
+    base = {"vit": "ViT", "deit": "DeiT", "dinov2": "Dinov2", "dinov2_with_registers": "Dinov2WithRegisters"}[
+        model_type
+    ]
     head = "ForImageClassificationWithTeacher" if config.use_distillation_head else "ForImageClassification"
     activations = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "quick_gelu": "quick_gelu", "silu": "silu"}
     names = class_names or tuple(f"LABEL_{i}" for i in range(config.num_classes))

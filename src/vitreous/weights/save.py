@@ -132,10 +132,11 @@ def export_weights(
     is_same = origin is not None and origin.format == format and bool(origin.style)
     style = dict(origin.style) if is_same else module.default_style(config)
     extras = dict(origin.extras) if is_same else {}
-    if format == "timm" and (reasons := timm.unexpressed(config, style)):
+    reasons = {"timm": lambda: timm.unexpressed(config, style), "npz": lambda: google.unexpressed(config)}
+    if format in reasons and (found := reasons[format]()):
         raise WeightsError(
-            f"Cannot write timm files. Expected an architecture of timm. Received: {'; '.join(reasons)}. "
-            "Export to .keras."
+            f"Cannot write {LABELS[format]} files. Expected an architecture of that library. Received: "
+            f"{'; '.join(found)}. Export to .keras."
         )
     if format == "hf":
         model_type = huggingface.model_type_of(config)
@@ -248,7 +249,9 @@ def _export_keras(
     replacing(path, write)
     back, own = variables(import_weights(path, dtype=model.dtype_policy).model), variables(model)
     wrong = sorted(back.keys() ^ own.keys())
-    wrong += [name for name in back.keys() & own.keys() if not np.array_equal(to_float32(back[name]), to_float32(own[name]))]
+    wrong += [
+        name for name in back.keys() & own.keys() if not np.array_equal(to_float32(back[name]), to_float32(own[name]))
+    ]
     if wrong:
         raise WeightsError(
             f"Cannot write {path}. Expected the model's numbers when read back. Received: {len(wrong)} variables that "
@@ -299,7 +302,5 @@ def convert(
         dtype="float32",
         **changes,
     )
-    exported = export_weights(
-        imported.model, destination, format=to, input_spec=input_spec or imported.input_spec
-    )
+    exported = export_weights(imported.model, destination, format=to, input_spec=input_spec or imported.input_spec)
     return ConvertReport(imported, exported)

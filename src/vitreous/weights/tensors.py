@@ -135,7 +135,9 @@ def read_npz(path: Path) -> dict[str, Entry]:
     except WeightsError:
         raise
     except (ValueError, OSError, zipfile.BadZipFile, EOFError, KeyError, NotImplementedError) as error:
-        raise _refuse(path, "a whole .npz file of arrays", str(error) or type(error).__name__, "Get it again.") from error
+        raise _refuse(
+            path, "a whole .npz file of arrays", str(error) or type(error).__name__, "Get it again."
+        ) from error
     return entries
 
 
@@ -203,13 +205,17 @@ def read_index(path: Path) -> dict[str, Entry]:
         if any(Path(name).name != name or name.startswith(".") for name in files):
             raise ValueError(f"files {files}")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _refuse(path, "an index with a weight_map to files beside it", str(error), "Download it again.") from error
+        raise _refuse(
+            path, "an index with a weight_map to files beside it", str(error), "Download it again."
+        ) from error
     parts = {name: read_tensors(path.parent / name) for name in files}
     for tensor, name in weight_map.items():
         if tensor not in parts[name]:
             raise _refuse(path, f"{tensor} in {name}", f"{name} without it", "Download both again.")
     if strays := [f"{tensor} in {name}" for name in files for tensor in parts[name] if weight_map.get(tensor) != name]:
-        raise _refuse(path, "every tensor of the files in the weight_map", ", ".join(strays[:5]), "Download them again.")
+        raise _refuse(
+            path, "every tensor of the files in the weight_map", ", ".join(strays[:5]), "Download them again."
+        )
     return {tensor: parts[name][tensor] for tensor, name in weight_map.items()}
 
 
@@ -237,7 +243,9 @@ def read_tensors(path: Path) -> dict[str, Entry]:
     for suffix, reader in READERS.items():
         if path.name.endswith(suffix):
             return reader(path)
-    raise _refuse(path, f"a name that ends in {', '.join(READERS)}", f"name={path.name!r}", "Rename or convert the file.")
+    raise _refuse(
+        path, f"a name that ends in {', '.join(READERS)}", f"name={path.name!r}", "Rename or convert the file."
+    )
 
 
 # What is written: each tensor's name and shape, known before, and a function that makes its values when they are due.

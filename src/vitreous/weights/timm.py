@@ -15,7 +15,9 @@ from vitreous.weights.mapping import CONVOLUTION, JOINED, LINEAR, Arrays, Extra,
 FIRST = "patch_embed.proj.weight"  # a file with this name is timm's
 
 EXTRAS = (
-    Extra(r"rope\.(periods|pos_embed\w*|freqs\w*|bands)", "a table that is computed from the architecture", is_kept=True),
+    Extra(
+        r"rope\.(periods|pos_embed\w*|freqs\w*|bands)", "a table that is computed from the architecture", is_kept=True
+    ),
     Extra(r"blocks\.\d+\.attn\.(k_bias|relative_position_index)", "a buffer without numbers of its own", is_kept=True),
     Extra(r"mask_token", "of masked pretraining; no prediction reads it", is_kept=True),
 )
@@ -131,6 +133,8 @@ def write_rules(style: Mapping[str, Any], config: ViTConfig) -> list[Rule]:
 
 def express(arrays: Arrays, config: ViTConfig) -> tuple[Arrays, ViTConfig]:
     """Returns the model in terms that timm has: positions are of all tokens, or of patches only."""
+    if config.use_distillation_token:
+        return fold_positions(arrays, config, "all")
     if config.position_tokens == "class":
         return fold_positions(arrays, config, "patches" if config.num_registers else "all")
     return arrays, config
@@ -273,6 +277,7 @@ def model_arguments(config: ViTConfig, style: Mapping[str, Any]) -> dict[str, An
             "ref_feat_shape": list(config.rope_reference_grid) if config.rope_reference_grid[0] else None,
             "use_post_norm": config.norm_position == "post",
             "use_pre_transformer_norm": config.use_pre_norm,
+            "use_post_transformer_norm": config.final_norm == "tokens",
             "use_fc_norm": config.final_norm == "pooled",
         }
         return arguments
@@ -295,26 +300,55 @@ def model_arguments(config: ViTConfig, style: Mapping[str, Any]) -> dict[str, An
 
 def unexpressed(config: ViTConfig, style: Mapping[str, Any]) -> list[str]:
     """Returns what timm's models do not have, of an architecture, in words; its file cannot hold such a model."""
-    found = []
-    if config.stem != "none":
-        found.append(f"stem={config.stem!r}")
-    if config.patch_strides != config.patch_size or config.patch_padding != "valid":
-        found.append("overlapping or padded patches")
-    if config.position == "sincos":
-        found.append("position='sincos'")
-    if config.use_local_attention:
-        found.append("use_local_attention=True")
-    if config.pooling == "class_mean":
-        found.append("pooling='class_mean'")
-    if config.num_parallel > 2:
-        found.append(f"num_parallel={config.num_parallel}")
-    if config.use_distillation_token and config.num_classes and not config.use_distillation_head:
-        found.append("a distillation token without its head")
-    if config.use_patch_bias == config.use_pre_norm:
-        found.append(f"use_patch_bias={config.use_patch_bias} with use_pre_norm={config.use_pre_norm}")
-    if config.use_mlp_bias != config.use_projection_bias or (style["is_eva"] and not config.use_mlp_bias):
-        found.append(f"use_mlp_bias={config.use_mlp_bias} here")
-    return found
+    is_eva, has_distillation = style["is_eva"], config.use_distillation_token
+    special = {
+        "a distillation token": has_distillation,
+        f"num_parallel={config.num_parallel}": config.num_parallel > 1,
+        "norm_position='post'": config.norm_position == "post" and not is_eva,
+        "mlp='swiglu'": config.mlp == "swiglu" and not is_eva,
+    }
+    together = [name for name, is_there in special.items() if is_there]  # each is a class of its own in timm
+    checks = (
+        (config.stem != "none", f"stem={config.stem!r}"),
+        (
+            config.patch_strides != config.patch_size or config.patch_padding != "valid",
+            "overlapping or padded patches",
+        ),
+        (config.position == "sincos", "position='sincos'"),
+        (config.use_local_attention, "use_local_attention=True"),
+        (config.pooling == "class_mean", "pooling='class_mean'"),
+        (config.num_parallel > 2, f"num_parallel={config.num_parallel}"),
+        (len(together) > 1, " with ".join(together)),
+        (
+            has_distillation and config.num_classes > 0 and not config.use_distillation_head,
+            "a distillation token without its head",
+        ),
+        (
+            has_distillation and (config.num_registers > 0 or config.pooling != "class"),
+            "a distillation token with registers, or with another pooling than of the class token",
+        ),
+        (
+            config.use_patch_bias == config.use_pre_norm,
+            f"use_patch_bias={config.use_patch_bias} with use_pre_norm={config.use_pre_norm}",
+        ),
+        (
+            config.use_mlp_bias != config.use_projection_bias or (is_eva and not config.use_mlp_bias),
+            f"use_mlp_bias={config.use_mlp_bias} with use_projection_bias={config.use_projection_bias}",
+        ),
+        (
+            config.mlp == "swiglu" and config.activation != "silu",
+            f"mlp='swiglu' with activation={config.activation!r}",
+        ),
+        (config.norm_position == "post" and config.layer_scale > 0, "norm_position='post' with layer_scale"),
+        (
+            is_eva and config.mlp == "dense" and config.activation != "gelu",
+            f"rotary or key-bias-free attention with activation={config.activation!r}",
+        ),
+        (is_eva and config.norm == "rms", "rotary or key-bias-free attention with norm='rms'"),
+        (is_eva and config.use_qkv_bias and config.use_key_bias, "rotary attention with use_key_bias=True"),
+        (is_eva and bool(together), f"rotary or key-bias-free attention with {' and '.join(together)}"),
+    )
+    return [reason for is_wrong, reason in checks if is_wrong]
 
 
 def write_config(
