@@ -19,6 +19,11 @@ def random_array(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape).astype("float32")
 
 
+def first(outputs: Any) -> Any:
+    """Returns the tensor of a layer that returns a tensor, or a tensor and what goes with it."""
+    return outputs[0] if isinstance(outputs, tuple) else outputs
+
+
 def gradients(layer: keras.layers.Layer, x: np.ndarray) -> list[np.ndarray]:
     """Returns the gradient of sum(layer(x) ** 2) by each trainable weight, in training mode."""
     backend = keras.backend.backend()
@@ -50,11 +55,11 @@ def check_layer(layer: keras.layers.Layer, x: np.ndarray, output_shape: tuple[in
     cls = type(layer)
 
     # Build and call.
-    y = to_numpy(layer(x))
+    y = to_numpy(first(layer(x)))
     assert y.shape == output_shape
     assert layer.compute_output_shape(x.shape) == output_shape
     assert np.isfinite(y).all()
-    np.testing.assert_array_equal(to_numpy(layer(x)), y)  # without training, a call is deterministic
+    np.testing.assert_array_equal(to_numpy(first(layer(x))), y)  # without training, a call is deterministic
 
     # Config round trip: the same config, and with the same weights the same answer.
     config = layer.get_config()
@@ -63,26 +68,26 @@ def check_layer(layer: keras.layers.Layer, x: np.ndarray, output_shape: tuple[in
     twin(x)
     assert [w.path for w in twin.weights] == [w.path for w in layer.weights]
     twin.set_weights(layer.get_weights())
-    np.testing.assert_array_equal(to_numpy(twin(x)), y)
+    np.testing.assert_array_equal(to_numpy(first(twin(x))), y)
 
     # Save and load inside a model: bit-equal.
     inputs = keras.Input(x.shape[1:])
-    model = keras.Model(inputs, layer(inputs))
+    model = keras.Model(inputs, first(layer(inputs)))
     model.save(tmp_path / "layer.keras")
     loaded = keras.saving.load_model(tmp_path / "layer.keras")
     np.testing.assert_array_equal(to_numpy(loaded(x)), to_numpy(model(x)))
 
     # A second call with another batch size.
-    assert to_numpy(layer(np.concatenate([x, x]))).shape == (2 * output_shape[0], *output_shape[1:])
+    assert to_numpy(first(layer(np.concatenate([x, x])))).shape == (2 * output_shape[0], *output_shape[1:])
 
     # Mixed precision: float32 weights, bfloat16 output near the float32 one.
     mixed = cls.from_config({**config, "dtype": "mixed_bfloat16"})
-    z = mixed(x)
+    z = first(mixed(x))
     assert keras.backend.standardize_dtype(z.dtype) == "bfloat16"
     assert all(w.dtype == "float32" for w in mixed.trainable_weights)
     mixed.set_weights(layer.get_weights())
     scale = np.abs(y).max()
-    np.testing.assert_allclose(to_numpy(ops.cast(mixed(x), "float32")), y, atol=0.05 * scale)
+    np.testing.assert_allclose(to_numpy(ops.cast(first(mixed(x)), "float32")), y, atol=0.05 * scale)
 
     # Every weight has a gradient that is finite and not all zero.
     if layer.trainable_weights:

@@ -8,7 +8,18 @@ from keras import ops
 from layer_harness import check_layer, gradients, random_array, to_numpy
 
 from vitreous.errors import ConfigError
-from vitreous.layers import MLP, PatchEncoder, Patches, SelfAttention, TransformerBlock
+from vitreous.layers import (
+    MLP,
+    AttentionPool,
+    ConvolutionalStem,
+    PatchDropout,
+    PatchEncoder,
+    Patches,
+    SelfAttention,
+    TransformerBlock,
+    rotate,
+    shift_images,
+)
 from vitreous.patches import PatchGrid, extract_patches
 
 DATA = Path(__file__).parent / "data"
@@ -38,12 +49,54 @@ def layer_of(case):
         (Patches((4, 2), strides=(2, 1), padding="same", as_grid=True), (2, 7, 5, 3), (2, 4, 5, 24)),
         (PatchEncoder(8), (2, 6, 12), (2, 6, 8)),
         (PatchEncoder(8, use_class_token=True), (2, 6, 12), (2, 7, 8)),
+        (
+            PatchEncoder(
+                8,
+                use_patch_norm=True,
+                use_class_token=True,
+                use_distillation_token=True,
+                num_registers=2,
+                use_bias=False,
+            ),
+            (2, 6, 12),
+            (2, 10, 8),
+        ),
+        (
+            PatchEncoder(8, use_class_token=True, num_registers=2, position_tokens="class", grid_size=(2, 3)),
+            (2, 6, 12),
+            (2, 9, 8),
+        ),
+        (PatchEncoder(8, num_registers=1, position_tokens="patches"), (2, 6, 12), (2, 7, 8)),
+        (PatchEncoder(8, num_registers=1, position="sincos", grid_size=(2, 3)), (2, 6, 12), (2, 7, 8)),
+        (PatchEncoder(8, position="none"), (2, 6, 12), (2, 6, 8)),
+        (ConvolutionalStem(4, 8), (2, 8, 12, 3), (2, 6, 8)),
+        (PatchDropout(0.5, num_prefix_tokens=1), (2, 5, 8), (2, 5, 8)),
         (SelfAttention(2), (2, 5, 8), (2, 5, 8)),
+        (SelfAttention(2, norm="rms", use_qk_norm=True, use_inner_norm=True, layer_scale=0.1), (2, 5, 8), (2, 5, 8)),
+        (SelfAttention(2, norm_position="post", use_local_attention=True), (2, 5, 8), (2, 5, 8)),
+        (SelfAttention(2, use_key_bias=False, use_projection_bias=False), (2, 5, 8), (2, 5, 8)),
+        (SelfAttention(2, use_qkv_bias=False), (2, 5, 8), (2, 5, 8)),
         (SelfAttention(2, use_fused_attention=True), (2, 5, 8), (2, 5, 8)),
         (SelfAttention(4, dropout_rate=0.1, attention_dropout_rate=0.1, epsilon=1e-5), (2, 5, 8), (2, 5, 8)),
         (MLP(16), (2, 5, 8), (2, 5, 8)),
         (MLP(16, activation="gelu_tanh", dropout_rate=0.1, epsilon=1e-5), (2, 5, 8), (2, 5, 8)),
+        (MLP(16, kind="swiglu", activation="silu", use_inner_norm=True, layer_scale=0.1), (2, 5, 8), (2, 5, 8)),
+        (MLP(16, activation="quick_gelu", use_bias=False, norm="rms", norm_position="post"), (2, 5, 8), (2, 5, 8)),
+        (AttentionPool(2, 16), (2, 5, 8), (2, 8)),
         (TransformerBlock(2, 16), (2, 5, 8), (2, 5, 8)),
+        (
+            TransformerBlock(
+                2,
+                16,
+                num_parallel=2,
+                attention={"use_qk_norm": True},
+                mlp={"kind": "swiglu"},
+                layer_scale=0.1,
+                norm="rms",
+            ),
+            (2, 5, 8),
+            (2, 5, 8),
+        ),
         (TransformerBlock(2, 16, dropout_rate=0.1, stochastic_depth_rate=0.1), (2, 5, 8), (2, 5, 8)),
     ],
     ids=lambda value: value.__class__.__name__ if isinstance(value, keras.layers.Layer) else None,
@@ -211,3 +264,92 @@ def test_gradient_by_finite_differences():
 def test_heads_must_divide_the_width():
     with pytest.raises(ConfigError, match=r"Received: width=8, num_heads=3\. Change one of the two\."):
         SelfAttention(3).build((None, 5, 8))
+
+
+def test_key_bias_never_changes_the_softmax():
+    """So leaving it out, as EVA and DINOv3 do, is exact; and query and value biases are where they belong."""
+    x = random_array(2, 5, 8)
+    whole, split = SelfAttention(2), SelfAttention(2, use_key_bias=False)
+    for layer in (whole, split):
+        layer.build(x.shape)
+    bias = random_array(24)
+    for name in ("qkv", "projection"):
+        getattr(split, name).kernel.assign(getattr(whole, name).kernel)
+    whole.qkv.bias.assign(bias)
+    split.query_value_bias.assign(np.concatenate([bias[:8], bias[16:]]))
+    np.testing.assert_allclose(to_numpy(split(x)), to_numpy(whole(x)), atol=1e-5)
+
+
+def test_no_token_attends_to_itself_in_local_attention():
+    _, attention = SelfAttention(2, use_local_attention=True)(random_array(2, 5, 8), return_attention=True)
+    assert np.einsum("bhnn->bhn", to_numpy(attention)).max() == 0
+    np.testing.assert_allclose(to_numpy(attention).sum(-1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize(("style", "pairs"), [("interleaved", [(0, 1), (2, 3)]), ("half", [(0, 2), (1, 3)])])
+def test_rotate_turns_pairs_and_keeps_lengths(style, pairs):
+    heads = random_array(1, 1, 1, 4)
+    angles = np.zeros(4, "float32")
+    for (i, j), angle in zip(pairs, (0.3, 1.2), strict=True):
+        angles[[i, j]] = angle
+    turned = to_numpy(rotate(ops.convert_to_tensor(heads), (np.sin(angles)[None], np.cos(angles)[None]), style)).ravel()
+    for (i, j), angle in zip(pairs, (0.3, 1.2), strict=True):
+        before, after = complex(*heads.ravel()[[i, j]]), complex(*turned[[i, j]])
+        assert after == pytest.approx(before * np.exp(1j * angle), abs=1e-6)
+
+
+def test_rope_moves_attention_with_the_pattern():
+    """Rotary attention between two tokens depends on their distance only: shifting all positions changes nothing."""
+    from vitreous.positions import rope_tables
+
+    x = random_array(2, 4, 16)
+    layer = SelfAttention(2)
+    sine, cosine = rope_tables("eva", (1, 9), 8, temperature=100.0)
+    outputs = [to_numpy(layer(x, rope=(sine[i : i + 4], cosine[i : i + 4]))) for i in (0, 5)]
+    np.testing.assert_allclose(outputs[0], outputs[1], atol=1e-5)
+    assert not np.allclose(outputs[0], to_numpy(layer(x)), atol=1e-4)
+
+
+def test_patch_dropout_keeps_order_prefix_and_rope_rows():
+    x = np.tile(np.arange(9, dtype="float32")[None, :, None], (64, 1, 4))
+    table = np.tile(np.arange(9, dtype="float32")[:, None], (1, 2))
+    layer = PatchDropout(0.5, num_prefix_tokens=1, seed=1)
+    kept, rope = layer(x, rope=(table, table), training=True)
+    rows = to_numpy(kept)[..., 0]
+    assert rows.shape == (64, 5)
+    assert (rows[:, 0] == 0).all()
+    assert (np.diff(rows, axis=1) > 0).all()
+    assert len({tuple(row) for row in rows.tolist()}) > 20
+    np.testing.assert_array_equal(to_numpy(rope[0])[..., 0], rows)
+    assert layer(x).shape == (64, 9, 4)
+
+
+def test_shifted_copies():
+    images = np.arange(16, dtype="float32").reshape(1, 4, 4, 1)
+    shifted = to_numpy(shift_images(images, (1, 1)))
+    assert shifted.shape == (1, 4, 4, 5)
+    np.testing.assert_array_equal(shifted[..., :1], images)
+    np.testing.assert_array_equal(shifted[0, 1:, 1:, 1], images[0, :3, :3, 0])  # moved down and right
+    np.testing.assert_array_equal(shifted[0, :3, :3, 4], images[0, 1:, 1:, 0])  # moved up and left
+    assert (shifted[0, 0, :, 1] == 0).all()
+
+
+def test_positions_of_some_tokens_only():
+    patches = np.zeros((1, 6, 12), "float32")
+    for tokens, expected in (("all", 0), ("class", 2), ("patches", 3)):
+        encoder = PatchEncoder(4, use_class_token=True, num_registers=2, position_tokens=tokens)
+        encoder.build(patches.shape)
+        encoder.registers.assign(np.zeros((1, 2, 4)))
+        without = (to_numpy(encoder(patches))[0] == 0).all(axis=-1)
+        assert without.sum() == expected, tokens
+        assert not without[3:].any()
+
+
+def test_positions_are_resized_to_another_grid():
+    encoder = PatchEncoder(4, use_class_token=True, grid_size=(2, 2))
+    encoder.build((None, 4, 12))
+    encoder.position_embedding.assign(np.ones((1, 5, 4)))
+    tokens = to_numpy(encoder(np.zeros((1, 15, 12), "float32"), grid_size=(3, 5)))
+    np.testing.assert_allclose(tokens, 1, atol=1e-6)
+    with pytest.raises(ConfigError, match=r"Cannot add positions\. Expected 4 patches\. Received: 15"):
+        encoder(np.zeros((1, 15, 12), "float32"))

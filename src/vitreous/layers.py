@@ -185,8 +185,8 @@ class ConvolutionalStem(keras.layers.Layer):
     Returns:
         (B, N, D), N = H * W / patch_size ** 2, row by row.
 
-    Source: Xiao et al. 2021, https://arxiv.org/abs/2106.14881, with LayerNorm in place of BatchNorm, which keeps a model
-    free of running statistics.
+    Source: Xiao et al. 2021, https://arxiv.org/abs/2106.14881, with LayerNorm in place of BatchNorm, so that a
+    model has no running statistics.
     """
 
     def __init__(self, patch_size: int, projection_dim: int, *, epsilon: float = 1e-6, **kwargs: Any):
@@ -317,7 +317,7 @@ class PatchEncoder(keras.layers.Layer):
         self.num_registers = num_registers
         self.position = position
         self.position_tokens = position_tokens
-        self.grid_size = tuple(grid_size) if grid_size else None
+        self.grid_size = (grid_size[0], grid_size[1]) if grid_size else None
         self.epsilon = epsilon
         self.num_prefix_tokens = int(use_class_token) + int(use_distillation_token) + num_registers
         self.projection = keras.layers.Dense(
@@ -433,7 +433,7 @@ class PatchDropout(keras.layers.Layer):
         training: Whether to drop.
 
     Returns:
-        (B, kept, D) tokens and their tables.
+        (B, kept, D) tokens; with `rope`, also their tables, (B, kept, D / A) each.
 
     Source: Li et al. 2023, https://arxiv.org/abs/2212.00794, section 3.
     """
@@ -446,22 +446,25 @@ class PatchDropout(keras.layers.Layer):
         self.seed_generator = keras.random.SeedGenerator(seed)
         self.built = True
 
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        """Returns `input_shape`: what a call without training returns."""
+        return input_shape
+
     def call(self, x: Any, rope: Any = None, training: bool | None = None) -> Any:
-        """Returns the tokens that stay and their rotary tables."""
+        """Returns the tokens that stay, and their rotary tables if there are some."""
         prefix = self.num_prefix_tokens
         count = x.shape[1] - prefix
         kept = max(round(count * (1 - self.rate)), 1)
         if not training or kept == count:
-            return x, rope
+            return x if rope is None else (x, rope)
         noise = keras.random.uniform((ops.shape(x)[0], count), seed=self.seed_generator)
         chosen = ops.sort(ops.argsort(noise, axis=1)[:, :kept], axis=1)[:, :, None]  # (B, kept, 1)
         x = ops.concatenate([x[:, :prefix], ops.take_along_axis(x[:, prefix:], chosen, axis=1)], axis=1)
-        if rope is not None:
-            rows = ops.concatenate(
-                [ops.zeros_like(chosen[:, :1]) + i for i in range(prefix)] + [chosen + prefix], axis=1
-            )
-            rope = tuple(ops.take(table, rows[:, :, 0], axis=0) for table in rope)  # (B, kept, D / A)
-        return x, rope
+        if rope is None:
+            return x
+        prefix_rows = [ops.zeros_like(chosen[:, :1, 0]) + i for i in range(prefix)]  # (B, 1) each
+        rows = ops.concatenate([*prefix_rows, chosen[:, :, 0] + prefix], axis=1)  # (B, prefix + kept)
+        return x, tuple(ops.take(table, rows, axis=0) for table in rope)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the arguments that build this layer again."""
@@ -494,7 +497,7 @@ class _Residual(keras.layers.Layer):
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        self.options = {
+        self.options: dict[str, Any] = {
             "dropout_rate": dropout_rate,
             "stochastic_depth_rate": stochastic_depth_rate,
             "epsilon": epsilon,
@@ -763,7 +766,8 @@ class MLP(_Residual):
 
     Args:
         hidden_dim: Units between the two dense layers.
-        kind: `"dense"`, or `"swiglu"`: the first layer gives a gate and a value, and `activation(gate) * value` goes on.
+        kind: `"dense"`, or `"swiglu"`: the first layer gives a gate and a value, and `activation(gate) * value`
+            goes on.
         activation: `"gelu"` (exact), `"gelu_tanh"`, `"quick_gelu"` or `"silu"`.
         use_bias: Whether the dense layers have biases.
         use_inner_norm: Whether the hidden units are normalised before the last dense layer.

@@ -83,9 +83,13 @@ class VisionTransformer(keras.Model):
         self.patch_dropout = PatchDropout(
             config.patch_dropout_rate, num_prefix_tokens=config.num_prefix_tokens, dtype=policy, name="patch_dropout"
         )
-        self.pre_norm = create_norm(config.norm, config.epsilon, policy, "pre_norm") if config.use_pre_norm else None
+        self.pre_norm: Any = (
+            create_norm(config.norm, config.epsilon, policy, "pre_norm") if config.use_pre_norm else None
+        )
         self.blocks = [self._create_block(i) for i in range(config.num_blocks)]
-        self.norm = None if config.final_norm == "none" else create_norm(config.norm, config.epsilon, policy, "norm")
+        self.norm: Any = (
+            None if config.final_norm == "none" else create_norm(config.norm, config.epsilon, policy, "norm")
+        )
         if config.pooling == "map":
             self.attention_pool = AttentionPool(
                 config.num_heads,
@@ -94,6 +98,8 @@ class VisionTransformer(keras.Model):
                 dtype=policy,
                 name="attention_pool",
             )
+        self.head: Any
+        self.distillation_head: Any
         self.head, self.distillation_head = (
             # Logits are float32 whatever the blocks compute in: a softmax over bfloat16 logits loses digits.
             keras.layers.Dense(config.num_classes, kernel_initializer="zeros", dtype="float32", name=name)
@@ -188,7 +194,8 @@ class VisionTransformer(keras.Model):
         x = self.dropout(self.patch_encoder(patches, grid_size=grid_size), training=training)
         rope = self._rope_tables(grid_size)
         if config.patch_dropout_rate:
-            x, rope = self.patch_dropout(x, rope=rope, training=training)
+            dropped = self.patch_dropout(x, rope=rope, training=training)
+            x, rope = (dropped, None) if rope is None else dropped
         return (x if self.pre_norm is None else self.pre_norm(x)), rope
 
     def _grid_size(self, images: Any) -> tuple[int, int]:

@@ -89,7 +89,7 @@ def rope_tables(
         frequencies = 2 * math.pi * frequencies
     else:
         axes = [
-            np.arange(size) * (reference / size if reference else 1.0)
+            1.0 * np.arange(size) * (reference / size if reference else 1.0)
             for size, reference in zip(grid_size, reference_grid, strict=True)
         ]
     rows, columns = np.meshgrid(*axes, indexing="ij")

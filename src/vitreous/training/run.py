@@ -97,7 +97,8 @@ def load_run(path: str | Path) -> Run:
         values = config.get(table, {}) if table else config
         if lacking := [key for key in keys if key not in values]:
             raise RunError(
-                f"{what} {expected} Received: config.toml without {', '.join(lacking)}. Train again, or restore the file."
+                f"{what} {expected} Received: config.toml without {', '.join(lacking)}. "
+                "Train again, or restore the file."
             )
     return Run(path, config, metrics)
 
