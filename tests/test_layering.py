@@ -15,7 +15,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "vitreous"
 RANKS = (
     {"errors"},
     {"patches", "positions"},
-    {"spec"},
+    {"spec", "resize"},
     {"registry", "backend", "layers"},
     {"model", "data"},
     {"evaluation", "figures", "weights", "calibration"},

@@ -113,7 +113,7 @@ def test_half_precision_files_are_read_to_float32(cls, tmp_path, dtype):
 
 
 def test_sharded_files(cls, tmp_path):
-    path, tensors, outputs = cls
+    _, tensors, outputs = cls
     names = sorted(tensors)
     folder = tmp_path / "sharded"
     parts = {"model-1.safetensors": names[:9], "model-2.safetensors": names[9:]}
@@ -130,14 +130,14 @@ def test_sharded_files(cls, tmp_path):
     with pytest.raises(WeightsError, match=r"Expected extra in model-1.safetensors\. Received: .* without it\."):
         import_weights(folder)
     index.write_text(json.dumps({"weight_map": {**weight_map, names[0]: "../model-1.safetensors"}}))
-    with pytest.raises(WeightsError, match="Expected an index with a weight_map to files beside it"):
+    with pytest.raises(WeightsError, match=r"Expected an index with a weight_map to files beside it"):
         import_weights(folder)
     index.write_text(json.dumps({"weight_map": {n: p for n, p in weight_map.items() if n != names[0]}}))
     with pytest.raises(WeightsError, match=f"Received: {names[0]} in model-1.safetensors"):
         import_weights(folder)
     index.write_text(json.dumps({"weight_map": weight_map}))
     (folder / "model-2.safetensors").unlink()
-    with pytest.raises(MissingPathError, match="model-2.safetensors"):
+    with pytest.raises(MissingPathError, match=r"model-2.safetensors"):
         import_weights(folder)
 
 
@@ -157,8 +157,8 @@ def test_shapes_name_the_model(pico):
 def test_a_file_alone_needs_the_number_of_heads(cls, tmp_path):
     (tmp_path / "timm_nobias.json").unlink()
     expected = (
-        r"Cannot import .*timm_nobias.safetensors\. Expected a config.json beside it, or a model's name: tensors do not "
-        r"tell the number of heads\. Received: the file alone, of width 48 with 3 blocks, like no model in the "
+        r"Cannot import .*timm_nobias.safetensors\. Expected a config.json beside it, or a model's name: tensors do "
+        r"not tell the number of heads\. Received: the file alone, of width 48 with 3 blocks, like no model in the "
         r"registry\. Pass num_heads, and any other field of ViTConfig that differs from its default\."
     )
     with pytest.raises(WeightsError, match=expected):
@@ -176,13 +176,13 @@ def test_an_unknown_architecture_is_refused(cls, tmp_path):
     config = {"architecture": "vit_future_patch8", "pretrained_cfg": {"input_size": [3, 32, 32]}}
     (tmp_path / "timm_nobias.json").write_text(json.dumps(config))
     with pytest.raises(
-        WeightsError, match="Expected an architecture of the registry.*architecture='vit_future_patch8'"
+        WeightsError, match=r"Expected an architecture of the registry.*architecture='vit_future_patch8'"
     ):
         import_weights(cls[0])
 
 
 def test_timm_config_gives_the_input(pico, tmp_path):
-    path, model = pico
+    _, model = pico
     spec = InputSpec(
         image_size=(32, 32), mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), crop_fraction=0.9, interpolation="bilinear"
     )
@@ -203,7 +203,7 @@ def test_timm_config_gives_the_input(pico, tmp_path):
 
 
 def test_hugging_face_configs(tmp_path):
-    path, outputs = place("hf_vit", tmp_path)
+    path, _ = place("hf_vit", tmp_path)
     model = import_weights(path).model
     spec = InputSpec(image_size=(32, 32), mean=(0.485, 0.456, 0.406), std=(0.2, 0.3, 0.4), crop_fraction=0.5)
     names = [f"kind {i}" for i in range(7)]
@@ -219,11 +219,11 @@ def test_hugging_face_configs(tmp_path):
 
     config["model_type"] = "swin"
     (tmp_path / "hf" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(WeightsError, match="Expected a model_type of vit, deit, .* Received: model_type='swin'"):
+    with pytest.raises(WeightsError, match=r"Expected a model_type of vit, deit, .* Received: model_type='swin'"):
         import_weights(tmp_path / "hf")
     config.update(model_type="vit", hidden_act="relu")
     (tmp_path / "hf" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(WeightsError, match="Expected a hidden_act of gelu, .* Received: hidden_act='relu'"):
+    with pytest.raises(WeightsError, match=r"Expected a hidden_act of gelu, .* Received: hidden_act='relu'"):
         import_weights(tmp_path / "hf")
 
 
@@ -325,17 +325,17 @@ def test_other_files_are_refused(cls, tmp_path):
     with pytest.raises(MissingPathError, match=r"Expected a file, a folder, hf:OWNER/NAME\[@REVISION\] or timm/NAME"):
         import_weights(tmp_path / "nothing")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(WeightsError, match="Expected a folder with model.safetensors"):
+    with pytest.raises(WeightsError, match=r"Expected a folder with model.safetensors"):
         import_weights(tmp_path / "empty")
     (tmp_path / "x.h5").write_bytes(b"")
-    with pytest.raises(WeightsError, match="Expected a name that ends in .safetensors, .npz"):
+    with pytest.raises(WeightsError, match=r"Expected a name that ends in .safetensors, .npz"):
         import_weights(tmp_path / "x.h5")
     (tmp_path / "x.keras").write_bytes(b"not a zip")
-    with pytest.raises(WeightsError, match="Expected a whole .keras file of a VisionTransformer"):
+    with pytest.raises(WeightsError, match=r"Expected a whole .keras file of a VisionTransformer"):
         import_weights(tmp_path / "x.keras")
-    with pytest.raises(UnknownNameError, match="Unknown model"):
+    with pytest.raises(UnknownNameError, match=r"Unknown model"):
         import_weights(cls[0], model="vit_pico_patch4_23")
-    with pytest.raises(UnknownNameError, match="Nearest: num_heads"):
+    with pytest.raises(UnknownNameError, match=r"Nearest: num_heads"):
         import_weights(cls[0], num_head=4)
 
 
@@ -384,7 +384,7 @@ def test_safetensors_that_lie(tmp_path):
         b'{"x":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"x":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
     )
     path.write_bytes(len(text).to_bytes(8, "little") + text + b"1234")
-    with pytest.raises(WeightsError, match="the same name twice"):
+    with pytest.raises(WeightsError, match=r"the same name twice"):
         read_safetensors(path)
 
 
@@ -398,7 +398,7 @@ class Trap:
 def test_pickled_npz_is_refused(tmp_path):
     path = tmp_path / "x.npz"
     np.savez(path, **{"embedding/kernel": np.array([Trap()], dtype=object)})
-    with pytest.raises(WeightsError, match="embedding/kernel holds pickled Python objects, which can run code"):
+    with pytest.raises(WeightsError, match=r"embedding/kernel holds pickled Python objects, which can run code"):
         import_weights(path)
 
 
@@ -411,13 +411,13 @@ def test_npz_that_lie(tmp_path):
         read_npz(path)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("x.pkl", pickle.dumps(1))
-    with pytest.raises(WeightsError, match="'x.pkl' beside the arrays"):
+    with pytest.raises(WeightsError, match=r"'x.pkl' beside the arrays"):
         read_npz(path)
     np.savez(path, names=np.array(["a"]))
-    with pytest.raises(WeightsError, match="names of type <U1"):
+    with pytest.raises(WeightsError, match=r"names of type <U1"):
         read_npz(path)
     path.write_bytes(b"PK\x03\x04")
-    with pytest.raises(WeightsError, match="Expected a whole .npz file of arrays"):
+    with pytest.raises(WeightsError, match=r"Expected a whole .npz file of arrays"):
         read_npz(path)
 
 
@@ -429,7 +429,7 @@ def test_npz_of_bfloat16(tmp_path):
 
 def test_torch_files_hold_tensors_or_are_refused(cls, tmp_path, monkeypatch):
     torch = pytest.importorskip("torch")
-    path, tensors, outputs = cls
+    _, tensors, outputs = cls
     folder = tmp_path / "bin"
     folder.mkdir()
     state = {name: torch.tensor(x) for name, x in tensors.items()}
@@ -438,20 +438,20 @@ def test_torch_files_hold_tensors_or_are_refused(cls, tmp_path, monkeypatch):
     model = import_weights(folder).model
     np.testing.assert_allclose(to_numpy(model(outputs["images"])), outputs["logits"], atol=1e-5)
     torch.save({"model": Trap()}, folder / "pytorch_model.bin")
-    with pytest.raises(WeightsError, match="Expected a PyTorch file of tensors and nothing else"):
+    with pytest.raises(WeightsError, match=r"Expected a PyTorch file of tensors and nothing else"):
         import_weights(folder)
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Trap()))
-    with pytest.raises(WeightsError, match="Expected a PyTorch file of tensors and nothing else"):
+    with pytest.raises(WeightsError, match=r"Expected a PyTorch file of tensors and nothing else"):
         import_weights(folder)
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(WeightsError, match="Received: a pickled file, and torch is not installed"):
+    with pytest.raises(WeightsError, match=r"Received: a pickled file, and torch is not installed"):
         read_tensors(folder / "pytorch_model.bin")
 
 
 def test_a_hidden_layer_before_the_head_is_not_dropped_in_silence(tmp_path):
     path, _ = place("google_vit", tmp_path)
     write_npz(path, outgoing({**tensors_of(path), "pre_logits/kernel": np.eye(48), "pre_logits/bias": np.zeros(48)}))
-    with pytest.raises(WeightsError, match="Received: pre_logits/kernel, a hidden layer before it. Pass num_classes"):
+    with pytest.raises(WeightsError, match=r"Received: pre_logits/kernel, a hidden layer before it. Pass num_classes"):
         import_weights(path)
     assert len(import_weights(path, num_classes=3).unused) == 2
 
@@ -460,11 +460,11 @@ def test_a_hidden_layer_before_the_head_is_not_dropped_in_silence(tmp_path):
 
 
 def test_formats_and_destinations_agree(pico, tmp_path):
-    with pytest.raises(ConfigError, match="Expected a format of timm, hf, npz, keras. Received: format=None"):
+    with pytest.raises(ConfigError, match=r"Expected a format of timm, hf, npz, keras. Received: format=None"):
         export_weights(pico[1], tmp_path / "x")
-    with pytest.raises(ConfigError, match="Expected a folder or .safetensors for format='timm'"):
+    with pytest.raises(ConfigError, match=r"Expected a folder or .safetensors for format='timm'"):
         export_weights(pico[1], tmp_path / "x.npz", format="timm")
-    with pytest.raises(ConfigError, match="Expected 5 class names. Received: 2 of them"):
+    with pytest.raises(ConfigError, match=r"Expected 5 class names. Received: 2 of them"):
         export_weights(pico[1], tmp_path / "x", format="timm", class_names=["a", "b"])
     with pytest.raises(ConfigError, match=r"Expected .npz for format='npz'"):
         convert(tmp_path / "absent", tmp_path / "x.keras", to="npz")
@@ -502,7 +502,7 @@ def test_files_are_read_back(pico, tmp_path, monkeypatch):
     from vitreous.weights import save
 
     monkeypatch.setattr(save, "differing", lambda path, tensors: iter(["norm.weight"]))
-    with pytest.raises(WeightsError, match="Received: 1 tensors that differ, such as norm.weight"):
+    with pytest.raises(WeightsError, match=r"Received: 1 tensors that differ, such as norm.weight"):
         export_weights(pico[1], tmp_path / "x", format="timm")
 
 
@@ -554,7 +554,8 @@ def test_timm_holds_every_other_architecture(tmp_path, changes):
 def test_positions_move_between_tokens():
     config = ViTConfig(image_size=8, patch_size=4, projection_dim=16, num_blocks=1, num_heads=2, num_registers=3)
     rng = np.random.default_rng(0)
-    arrays = {path: (lambda x=rng.normal(size=shape): x) for path, shape in mapping.variable_shapes(config).items()}
+    values = {path: rng.normal(size=shape) for path, shape in mapping.variable_shapes(config).items()}
+    arrays = {path: (lambda x=x: x) for path, x in values.items()}
 
     def sums(arrays, config):
         prefix = np.concatenate([arrays[f"patch_encoder/{n}"]() for n in ("class_token", "registers")], axis=1)
@@ -605,7 +606,7 @@ def test_the_hub(pico, tmp_path, monkeypatch):
     assert hub.asked[-3] == ("timm/vit_pico_patch4_32.mine_in1k", "model.safetensors", None)
     assert report.model.name == "vit_pico_patch4_32"
     (tmp_path / "vit_pico_patch4_32" / "model.safetensors").unlink()
-    with pytest.raises(WeightsError, match="Received: a model on the hub without them"):
+    with pytest.raises(WeightsError, match=r"Received: a model on the hub without them"):
         import_weights("hf:someone/pico")
 
 

@@ -22,7 +22,7 @@ NAMES = sorted(
 
 
 def place(name: str, folder: Path) -> tuple[Path, dict[str, np.ndarray]]:
-    """Writes a reference as its library would: the weights and their description. Returns their path and the outputs."""
+    """Writes a reference as its library would: the weights and their description. Returns their path and outputs."""
     suffix = ".weights.npz" if name.startswith("google") else ".safetensors"
     path = folder / f"{name}{suffix}"
     if not (DATA / f"{name}.npz").is_file():

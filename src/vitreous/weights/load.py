@@ -380,8 +380,8 @@ def _settle(
             reading.input = InputSpec.from_dict(own.get("input", {})).to_dict()
         except (KeyError, TypeError, ConfigError) as error:
             raise WeightsError(
-                f"Cannot read what lies beside {found.path}. Expected the config that vitreous wrote. Received: {error}."
-                " Pass the model's name, or convert again."
+                f"Cannot read what lies beside {found.path}. Expected the config that vitreous wrote. Received: "
+                f"{error}. Pass the model's name, or convert again."
             ) from error
         reading.name = str(own.get("name") or found.path.stem)
         reading.origin = dataclasses.replace(reading.origin, class_names=tuple(own.get("class_names", ())))
@@ -441,6 +441,13 @@ def _rest(fields: Mapping[str, Any], num_classes: int) -> list[str]:
     return [] if num_classes else ["the file has no head: the model returns features"]
 
 
+# What shapes leave open; of models that agree in all but the last two, any will do.
+_OPEN = (
+    *("num_heads", "epsilon", "activation", "rope", "rope_temperature", "rope_reference_grid", "norm_position"),
+    *("position_tokens", "pooling", "final_norm", "layer_scale", "image_size"),
+)
+
+
 def _by_shapes(
     reading: _Reading,
     found: Source,
@@ -453,15 +460,13 @@ def _by_shapes(
     names = mapping.fitting_models(shapes)
     neutral = {"num_classes": 0, "has_dynamic_size": False}
     configs = {name: get_spec(name).config.replace(**neutral) for name in names}
-    open_fields = ("num_heads", "epsilon", "activation", "rope", "rope_temperature", "rope_reference_grid")
-    open_fields += ("norm_position", "position_tokens", "pooling", "final_norm", "layer_scale", "image_size")
-    choices = {tuple(getattr(config, key) for key in open_fields[:-2]): name for name, config in configs.items()}
+    choices = {tuple(getattr(config, key) for key in _OPEN[:-2]): name for name, config in configs.items()}
     if len(choices) == 1:
         config = configs[names[0]]
         reading.name = names[0]
         reading.input = {**get_spec(names[0]).input.to_dict(), **reading.input}
         reading.notes.append(f"taken for {names[0]}, whose shapes it has")
-        chosen = {key: getattr(config, key) for key in open_fields if key != "layer_scale"}
+        chosen = {key: getattr(config, key) for key in _OPEN if key != "layer_scale"}
         return {**chosen, "layer_scale": config.layer_scale or fields["layer_scale"]}
     if "num_heads" in fields or "num_heads" in changes:
         assumed = [key for key in ("epsilon", "activation") if key not in fields and key not in changes]

@@ -70,7 +70,6 @@ FLAX_HEADS_BIAS = Layout(
 FLAX_HEADS_OUT = Layout(
     lambda a: a[0].reshape(-1, a[0].shape[-1]), lambda x, n, c: [x.reshape(*_heads(c), x.shape[-1])]
 )
-# Hugging Face's mask token aside, a vector for all tokens is (1, 1, D) everywhere
 
 
 @dataclass(frozen=True)
@@ -398,57 +397,57 @@ def infer_fields(shapes: Mapping[str, Shape | None]) -> dict[str, Any]:
     Raises:
         WeightsError: If there is no patch projection to start from.
     """
-    shapes = {path: shape for path, shape in shapes.items() if shape is not None}
-    kernel = shapes.get("patch_encoder/projection/kernel")
-    blocks = {int(m[1]) for path in shapes if (m := re.match(r"block_(\d+)/", path))}
-    mlp = shapes.get("block_0/mlp/output/kernel")
+    known: dict[str, Shape] = {path: shape for path, shape in shapes.items() if shape is not None}
+    kernel = known.get("patch_encoder/projection/kernel")
+    blocks = {int(m[1]) for path in known if (m := re.match(r"block_(\d+)/", path))}
+    mlp = known.get("block_0/mlp/output/kernel")
     if kernel is None or not blocks or mlp is None:
         raise WeightsError(
             "Cannot tell the architecture from the tensors. Expected a patch projection and blocks. Received: "
-            f"{_some(shapes) or 'none of them'}. Pass a file of a plain Vision Transformer."
+            f"{_some(known) or 'none of them'}. Pass a file of a plain Vision Transformer."
         )
 
     def count(path: str) -> int:
-        return shapes[path][1] if path in shapes else 0
+        return known[path][1] if path in known else 0
 
-    hidden = shapes.get("block_0/mlp/hidden/kernel", (0, 0))[1]
-    pooling = "map" if "attention_pool/latent" in shapes else "class"
+    hidden = known.get("block_0/mlp/hidden/kernel", (0, 0))[1]
+    pooling = "map" if "attention_pool/latent" in known else "class"
     if not count("patch_encoder/class_token"):
         pooling = "mean" if pooling == "class" else pooling
-    head = shapes.get("head/kernel", (0, 0))
+    head = known.get("head/kernel", (0, 0))
     fields: dict[str, Any] = {
-        "use_patch_bias": "patch_encoder/projection/bias" in shapes,
+        "use_patch_bias": "patch_encoder/projection/bias" in known,
         "projection_dim": kernel[1],
         "num_blocks": max(blocks) + 1,
         "mlp_dim": mlp[0],
         "num_classes": head[1],
         "use_class_token": count("patch_encoder/class_token") > 0,
         "use_distillation_token": count("patch_encoder/distillation_token") > 0,
-        "use_distillation_head": "distillation_head/kernel" in shapes,
+        "use_distillation_head": "distillation_head/kernel" in known,
         "num_registers": count("patch_encoder/registers"),
-        "position": "learned" if "patch_encoder/position_embedding" in shapes else "none",
-        "use_pre_norm": "pre_norm/gamma" in shapes,
-        "norm": "layer" if "block_0/attention/norm/beta" in shapes else "rms",
-        "final_norm": "tokens" if "norm/gamma" in shapes else "none",
-        "use_qk_norm": "block_0/attention/query_norm/gamma" in shapes,
-        "use_attention_norm": "block_0/attention/inner_norm/gamma" in shapes,
-        "use_qkv_bias": "block_0/attention/qkv/bias" in shapes or "block_0/attention/query_value_bias" in shapes,
-        "use_key_bias": "block_0/attention/query_value_bias" not in shapes,
-        "use_projection_bias": "block_0/attention/projection/bias" in shapes,
-        "use_local_attention": "block_0/attention/temperature" in shapes,
-        "num_parallel": 1 + sum(bool(re.match(r"block_0/mlp_\d+/output/kernel", path)) for path in shapes),
+        "position": "learned" if "patch_encoder/position_embedding" in known else "none",
+        "use_pre_norm": "pre_norm/gamma" in known,
+        "norm": "layer" if "block_0/attention/norm/beta" in known else "rms",
+        "final_norm": "tokens" if "norm/gamma" in known else "none",
+        "use_qk_norm": "block_0/attention/query_norm/gamma" in known,
+        "use_attention_norm": "block_0/attention/inner_norm/gamma" in known,
+        "use_qkv_bias": "block_0/attention/qkv/bias" in known or "block_0/attention/query_value_bias" in known,
+        "use_key_bias": "block_0/attention/query_value_bias" not in known,
+        "use_projection_bias": "block_0/attention/projection/bias" in known,
+        "use_local_attention": "block_0/attention/temperature" in known,
+        "num_parallel": 1 + sum(bool(re.match(r"block_0/mlp_\d+/output/kernel", path)) for path in known),
         "mlp": "swiglu" if hidden == 2 * mlp[0] else "dense",
-        "use_mlp_norm": "block_0/mlp/inner_norm/gamma" in shapes,
-        "use_mlp_bias": "block_0/mlp/output/bias" in shapes,
-        "layer_scale": 1e-5 if "block_0/attention/layer_scale" in shapes else 0.0,
+        "use_mlp_norm": "block_0/mlp/inner_norm/gamma" in known,
+        "use_mlp_bias": "block_0/mlp/output/bias" in known,
+        "layer_scale": 1e-5 if "block_0/attention/layer_scale" in known else 0.0,
         "pooling": "class_mean" if head[0] == 2 * kernel[1] else pooling,
     }
     if fields["mlp"] == "swiglu":
         fields["activation"] = "silu"
     if fields["use_qk_norm"]:
-        fields["num_heads"] = kernel[1] // shapes["block_0/attention/query_norm/gamma"][0]
+        fields["num_heads"] = kernel[1] // known["block_0/attention/query_norm/gamma"][0]
     elif fields["use_local_attention"]:
-        fields["num_heads"] = shapes["block_0/attention/temperature"][0]
+        fields["num_heads"] = known["block_0/attention/temperature"][0]
     return fields
 
 

@@ -129,9 +129,9 @@ def export_weights(
             "Export to .keras."
         )
     module = FORMATS[format]
-    is_same = origin is not None and origin.format == format and bool(origin.style)
-    style = dict(origin.style) if is_same else module.default_style(config)
-    extras = dict(origin.extras) if is_same else {}
+    same = origin if origin is not None and origin.format == format and origin.style else None
+    style = dict(same.style) if same else module.default_style(config)
+    extras = dict(same.extras) if same else {}
     reasons = {"timm": lambda: timm.unexpressed(config, style), "npz": lambda: google.unexpressed(config)}
     if format in reasons and (found := reasons[format]()):
         raise WeightsError(
