@@ -582,10 +582,11 @@ class Hub:
     def __init__(self, folder, error=None):
         self.folder, self.error, self.asked = folder, error, []
 
-    def __call__(self, repository, file, revision=None):
+    def __call__(self, repository, file, revision=None, local_files_only=False):
         from huggingface_hub import errors
 
         self.asked.append((repository, file, revision))
+        self.is_offline = local_files_only
         if self.error:
             raise self.error
         if not (self.folder / file).is_file():
@@ -613,6 +614,11 @@ def test_the_hub(pico, tmp_path, monkeypatch):
 def test_a_hub_out_of_reach_says_what_to_do(tmp_path, monkeypatch):
     hub_module = pytest.importorskip("huggingface_hub")
     errors = hub_module.errors
+    hub = Hub(tmp_path, errors.LocalEntryNotFoundError("no network"))
+    monkeypatch.setattr(hub_module, "hf_hub_download", hub)
+    with pytest.raises(WeightsError):
+        import_weights("hf:someone/pico")
+    assert hub.is_offline  # the network is waited for once, then the cache is asked
     for error in (errors.LocalEntryNotFoundError("no network"), OSError("no network"), ConnectionError("no network")):
         monkeypatch.setattr(hub_module, "hf_hub_download", Hub(tmp_path, error))
         with pytest.raises(VitreousError) as caught:

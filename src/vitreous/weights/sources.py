@@ -113,11 +113,15 @@ def _fetch(name: str, repository: str, revision: str | None, model: str | None =
     except ImportError as error:
         raise MissingDependencyError("huggingface_hub", "hub", f"The source {name}") from error
     what = f"Cannot fetch {name}."
+    unreachable: Exception | None = None
 
     def get(file: str) -> Path | None:
         """Returns the file in the cache, fetched if need be; None if the model has no such file."""
+        is_offline = unreachable is not None  # one long wait for the network is enough
         try:
-            return Path(huggingface_hub.hf_hub_download(repository, file, revision=revision))
+            return Path(
+                huggingface_hub.hf_hub_download(repository, file, revision=revision, local_files_only=is_offline)
+            )
         except errors.LocalEntryNotFoundError:
             raise
         except errors.EntryNotFoundError:
@@ -125,7 +129,6 @@ def _fetch(name: str, repository: str, revision: str | None, model: str | None =
 
     try:
         weights = None
-        unreachable: Exception | None = None
         for file in WEIGHT_FILES[:4]:
             try:
                 weights = get(file)
