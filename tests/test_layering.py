@@ -14,8 +14,9 @@ SOURCE = Path(__file__).parents[1] / "src" / "vitreous"
 # From the bottom up. A folder counts as one name: its files share its rank and may import each other.
 RANKS = (
     {"errors"},
-    {"patches", "positions", "registry_table"},
-    {"spec"},
+    {"patches", "registry_table"},
+    {"spec", "resize"},
+    {"positions"},
     {"registry", "backend", "layers"},
     {"model", "data"},
     {"evaluation", "figures", "weights", "calibration"},

@@ -22,7 +22,7 @@ WRONG = [
     (
         Recipe,
         {"precision": "float16"},
-        "precision. Expected one of ('auto', 'float32', 'bfloat16'). Received: precision='float16'. Pass one of them.",
+        "precision. Expected 'auto', 'float32' or 'bfloat16'. Received: precision='float16'. Pass one of them.",
     ),
     (
         Recipe,
@@ -52,7 +52,7 @@ WRONG = [
     (
         ViTConfig,
         {"pooling": ["mean"]},
-        "pooling. Expected one of ('class', 'mean', 'map', 'class_mean'). Received: pooling=",
+        "pooling. Expected 'class', 'mean', 'map' or 'class_mean'. Received: pooling=",
     ),
     (
         ViTConfig,

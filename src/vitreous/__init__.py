@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from vitreous.spec import InputSpec, ModelSpec, ViTConfig, WeightsSource
     from vitreous.training.run import load_run
     from vitreous.training.trainer import train
+    from vitreous.weights import export_weights, import_weights
 
 __version__ = "0.1.0"
 
@@ -45,6 +46,8 @@ __all__ = [
     "evaluate",
     "predict",
     "draw_patches",
+    "import_weights",
+    "export_weights",
     "VitreousError",
     "__version__",
 ]
@@ -70,6 +73,8 @@ _HOMES = {
     "evaluate": "vitreous.prediction",
     "predict": "vitreous.prediction",
     "draw_patches": "vitreous.figures",
+    "import_weights": "vitreous.weights",
+    "export_weights": "vitreous.weights",
     "VitreousError": "vitreous.errors",
 }
 

@@ -101,6 +101,7 @@ def train(
     *,
     out: Path | None = None,
     recipe: str | None = None,
+    pretrained: str | None = None,
     image_size: str | None = None,
     seed: int = 0,
     val_fraction: float = 0.1,
@@ -123,6 +124,7 @@ def train(
             digits.
         out: Folder of the run. Default: the first free runs/DATA-N.
         recipe: Name of a recipe, or a TOML file. Default: chosen from the data.
+        pretrained: Weights to start from: timm/NAME.TAG, hf:OWNER/NAME, or a local file or folder.
         image_size: Image height and width in pixels: 224, or 192x256. Default: the recipe's.
         seed: Decides splits, first weights, order and augmentation.
         val_fraction: Share of the training images kept for validation, where the data has no validation split.
@@ -149,6 +151,7 @@ def train(
         data,
         out=out,
         recipe=recipe,
+        pretrained=pretrained,
         seed=seed,
         val_fraction=val_fraction,
         test_fraction=test_fraction,
@@ -309,6 +312,43 @@ def patches(
         out=out,
     )
     print(f"Wrote {path}")
+    return 0
+
+
+@app.command
+def convert(
+    source: str,
+    destination: Path,
+    /,
+    *,
+    to: Literal["keras", "timm", "hf", "npz"],
+    model: str | None = None,
+    num_classes: int | None = None,
+    image_size: str | None = None,
+    patch_size: str | None = None,
+    backend: Backend | None = None,
+) -> int:
+    """Convert weights between formats; what is written is read back and compared, number by number.
+
+    Args:
+        source: A file (.safetensors, .npz, .keras, .pth), a folder (Hugging Face, timm, or a run), timm/NAME.TAG, or
+            hf:OWNER/NAME.
+        destination: File (keras, npz) or folder (timm, hf) to write.
+        to: Format to write.
+        model: Name of the model that the weights are of. Default: what the files say.
+        num_classes: Another number of classes gets a fresh head; 0 none. Default: the file's.
+        image_size: Resize the positions for images of 224 or 192x256 pixels. Default: the file's.
+        patch_size: Resize the patch projection. Default: the file's.
+        backend: Keras backend. Default: KERAS_BACKEND, else the fastest one installed for this hardware.
+    """
+    images, patch = _parse_size(image_size, "image-size"), _parse_size(patch_size, "patch-size")
+    _start_backend(backend)
+    from vitreous.weights import convert as convert_weights
+
+    report = convert_weights(
+        source, destination, to=to, model=model, num_classes=num_classes, image_size=images, patch_size=patch
+    )
+    print(report.summary())
     return 0
 
 

@@ -6,6 +6,7 @@
     ├── DataError              (ValueError)         a data set that cannot be used
     │   └── ImageError         (ValueError)         one image that cannot be read
     ├── MissingPathError       (FileNotFoundError)  a path that does not exist
+    ├── WeightsError           (ValueError)         weights that cannot be read, or do not fit the model
     ├── RunError               (ValueError)         a folder that is not a run, or not a whole one
     │   └── RunExistsError     (FileExistsError)    a run that would be overwritten
     ├── TrainingError          (RuntimeError)       training that cannot go on
@@ -71,6 +72,10 @@ class ImageError(DataError):
 
 class MissingPathError(VitreousError, FileNotFoundError):
     """A path does not exist."""
+
+
+class WeightsError(VitreousError, ValueError):
+    """Weights cannot be read, do not fit a model, or cannot be written in the format asked for."""
 
 
 class RunError(VitreousError, ValueError):

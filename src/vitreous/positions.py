@@ -5,28 +5,7 @@ from functools import cache
 
 import numpy as np
 
-
-@cache
-def resize_matrix(old: int, new: int) -> np.ndarray:
-    """Returns the linear map that resamples `old` values to `new`: antialiased bicubic, as Pillow and torch do it.
-
-    Returns:
-        (new, old) float64; rows sum to 1.
-
-    Source: Keys 1981 with a = -0.5; when shrinking, the kernel is widened by old / new.
-    """
-    scale = old / new
-    width = max(scale, 1.0)
-    centers = (np.arange(new) + 0.5) * scale
-    first = np.maximum((centers - 2 * width + 0.5).astype(int), 0)
-    last = np.minimum((centers + 2 * width + 0.5).astype(int), old)
-    places = np.arange(old)[None, :]
-    distance = np.abs((places + 0.5 - centers[:, None]) / width)
-    near = (1.5 * distance - 2.5) * distance * distance + 1
-    far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
-    weights = np.where(distance < 1, near, np.where(distance < 2, far, 0.0))
-    weights *= (places >= first[:, None]) & (places < last[:, None])
-    return weights / weights.sum(axis=1, keepdims=True)
+from vitreous.resize import resize_matrix
 
 
 @cache

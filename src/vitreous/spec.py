@@ -132,7 +132,8 @@ def _describe(hint: Any) -> str:
     """Returns an annotation in words."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Literal:
-        return f"one of {arguments}"
+        *names, last = map(repr, arguments)
+        return f"{', '.join(names)} or {last}"
     if origin in (Union, UnionType):
         return ", or ".join(map(_describe, arguments))
     if origin is tuple:

@@ -29,6 +29,7 @@ from vitreous.training.fit import History, Interrupt, fit
 from vitreous.training.progress import Reporter
 from vitreous.training.recipe import Recipe, choose_recipe, load_recipe
 from vitreous.training.run import FORMAT, Run, RunWriter, load_model, load_run
+from vitreous.weights import import_weights
 
 
 def train(
@@ -36,6 +37,7 @@ def train(
     *,
     out: str | Path | None = None,
     recipe: str | Path | Recipe | None = None,
+    pretrained: str | Path | None = None,
     seed: int = 0,
     val_fraction: float = 0.1,
     test_fraction: float = 0.1,
@@ -50,6 +52,8 @@ def train(
             such as `"digits"`, or a loaded `Dataset`.
         out: Where the run goes. Default: the first free `runs/DATA-N`.
         recipe: A recipe, its name, or a TOML file. Default: chosen from the data.
+        pretrained: Weights to start from, as `import_weights` takes them: a local file or folder, `timm/NAME.TAG`,
+            `hf:OWNER/NAME`. The model and its input are theirs; the head is fresh. Default: random weights.
         seed: Decides splits, first weights, order and augmentation.
         val_fraction: Share of the training images kept for validation, where the data has no validation split.
         test_fraction: Share of all images kept for the test, where the data has no split at all.
@@ -66,6 +70,7 @@ def train(
         ConfigError: If an option cannot work.
         RunExistsError: If a run lies at `out` and `overwrite` is False.
         TrainingError: If the loss is no longer finite.
+        WeightsError: If `pretrained` cannot be imported.
 
     Example:
 
@@ -77,14 +82,11 @@ def train(
     reporter = reporter or Reporter()
     split: dict[str, Any] = {"seed": seed, "val_fraction": val_fraction, "test_fraction": test_fraction}
     dataset = data if isinstance(data, Dataset) else load_dataset(data, **split)
-    recipe_name, settled = _settle_recipe(recipe, dataset, changes)
-    spec = get_spec(
-        settled.model,
-        num_classes=len(dataset.class_names),
-        image_size=settled.image_size,
-        num_channels=settled.num_channels,
-        **settled.architecture,
-    )
+    recipe_name, settled = _settle_recipe(recipe or ("finetune" if pretrained else None), dataset, changes)
+    if pretrained is None:
+        spec, weights = _random_start(settled, len(dataset.class_names)), None
+    else:
+        spec, weights, settled = _pretrained_start(pretrained, changes.get("model"), settled, dataset, reporter)
     spec = dataclasses.replace(spec, input=spec.input.replace(resize_mode=settled.resize_mode))
     train_images = dataset.splits["train"]
     settled = dataclasses.replace(settled, batch_size=min(settled.batch_size, len(train_images)))
@@ -105,7 +107,7 @@ def train(
     writer = RunWriter(out or _free_path(dataset.name), overwrite=overwrite)
     with Interrupt() as interrupt:
         try:
-            _train(reporter, interrupt, writer, dataset, loader, recipe_name, settled, spec, split, policy)
+            _train(reporter, interrupt, writer, dataset, loader, recipe_name, settled, spec, weights, split, policy)
         except BaseException:
             reporter.close()
             if (writer.partial / "model.keras").is_file():
@@ -125,6 +127,7 @@ def _train(
     recipe_name: str,
     settled: Recipe,
     spec: ModelSpec,
+    weights: list[np.ndarray] | None,
     split: dict[str, Any],
     policy: str,
 ) -> None:
@@ -135,6 +138,8 @@ def _train(
     model = VisionTransformer(spec.config, name=spec.name, dtype=policy)
     average = VisionTransformer(spec.config, name=spec.name, dtype=policy)
     random.setstate(state)
+    if weights is not None:
+        model.set_weights(weights)
     config = _config(dataset, recipe_name, settled, spec, split, policy)
     writer.write_text("config.toml", _CONFIG_HEAD + tomli_w.dumps(_without_none(config)))
     evaluate_batch = min(settled.batch_size * 2, 256)
@@ -196,6 +201,37 @@ def _settle_recipe(
     if "model" in changes and changes["model"] != base.model and "image_size" not in changes:
         changes["image_size"] = None  # the recipe's size was meant for the recipe's model
     return name, base.merge(changes)
+
+
+def _random_start(recipe: Recipe, num_classes: int) -> ModelSpec:
+    """Returns the model of a recipe."""
+    return get_spec(
+        recipe.model,
+        num_classes=num_classes,
+        image_size=recipe.image_size,
+        num_channels=recipe.num_channels,
+        **recipe.architecture,
+    )
+
+
+def _pretrained_start(
+    source: str | Path, name: str | None, recipe: Recipe, dataset: Dataset, reporter: Reporter
+) -> tuple[ModelSpec, list[np.ndarray], Recipe]:
+    """Returns the model of some weights, the weights, and the recipe with that model in it."""
+    report = import_weights(
+        source,
+        model=name,
+        num_classes=len(dataset.class_names),
+        image_size=recipe.image_size,
+        dtype="float32",
+        **recipe.architecture,
+    )
+    for line in report.summary().splitlines():
+        reporter.note(f"Weights  {line}")
+    model = report.model
+    spec = ModelSpec(name=model.name, config=model.config, input=report.input_spec)
+    settled = dataclasses.replace(recipe, model=model.name, num_channels=model.config.num_channels)
+    return spec, model.get_weights(), settled
 
 
 def _median_side(images: ImageSet, sample: int = 64) -> float:
