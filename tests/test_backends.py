@@ -1,4 +1,4 @@
-"""Runs the tests of layers, model and training step again on each other backend that is installed."""
+"""Runs the tests of layers, model, training step and weights again on each other backend that is installed."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 
 from vitreous.backend import BACKENDS, is_installed
 
-TESTS = ["test_layers.py", "test_model.py", "test_training_step.py"]
+TESTS = ["test_layers.py", "test_model.py", "test_training_step.py", "test_weights_references.py"]
 
 
 @pytest.mark.parametrize("backend", [name for name in BACKENDS if name != os.environ["KERAS_BACKEND"]])

@@ -1,7 +1,10 @@
+# ruff: noqa: E501
 """The pages of docs/ that follow from the code. Write them anew with: python tests/test_docs.py"""
 
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from vitreous.cli import app
@@ -61,7 +64,50 @@ def models_page() -> str:
     return NOTE + "\n".join(lines) + "\n"
 
 
-PAGES = {"cli.md": cli_page, "models.md": models_page}
+WEIGHTS_HEAD = """\
+# Weights in and out
+
+    vitreous train photos/ --pretrained timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k
+    vitreous convert hf:google/vit-base-patch16-224 base.keras --to keras
+    vitreous convert runs/photos-1 photos-timm --to timm
+
+| format | files | read | written |
+|---|---|---|---|
+| Keras | `.keras`, or a run folder | yes | `--to keras` |
+| timm | `.safetensors` (sharded too), `.pth` with torch, `config.json` beside it; VisionTransformer, DeiT, EVA-02, DINOv3 | yes | `--to timm` |
+| Hugging Face | folder with `config.json`, `preprocessor_config.json`; ViT, DeiT, distilled DeiT, DINOv2, with registers | yes | `--to hf` |
+| Google | `.npz` of vision_transformer and big_vision | yes | `--to npz` |
+
+Every tensor must find its place: a missing, unexpected or misshaped one is an error that names it. A new number of
+classes gets a fresh head and says so; positions are resized to a new image size as timm does it, patch projections to a
+new patch size as FlexiViT does it. What is written is read back and compared. Nothing is unpickled.
+
+Names of models and their published weights: [models](models.md), `vitreous models NAME`. Weights by name come through
+`huggingface_hub` (`vitreous[hub]`) and its cache; without a network, pass a local file.
+
+## Checked
+
+These models, with random weights and outputs that their own libraries computed, are imported by the tests on each
+backend: tokens and logits to 1e-5. Exported back, each file is equal tensor by tensor.
+
+| reference | library | class | what it has |
+|---|---|---|---|
+"""
+
+
+def weights_page() -> str:
+    lines = []
+    for path in sorted((Path(__file__).parent / "data" / "references").glob("*.npz")):
+        with np.load(path) as arrays:
+            description = json.loads(arrays["description"].tobytes())
+        common = {"img_size", "image_size", "patch_size", "embed_dim", "hidden_size", "depth", "num_hidden_layers"}
+        common |= {"num_heads", "num_attention_heads", "num_classes", "num_labels", "intermediate_size"}
+        what = ", ".join(key for key in description["arguments"] if key not in common) or "the plain model"
+        lines.append(f"| {path.stem} | {description['library']} | {description.get('cls', '')} | {what} |")
+    return NOTE + WEIGHTS_HEAD + "\n".join(lines) + "\n"
+
+
+PAGES = {"weights.md": weights_page, "cli.md": cli_page, "models.md": models_page}
 
 
 @pytest.mark.parametrize("name", PAGES)

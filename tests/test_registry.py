@@ -273,7 +273,10 @@ def test_changes_reach_the_fields_that_follow_them():
             r"Unknown model\. Received: model='vit_tiny_patch16_242'\. Nearest: vit_tiny_patch16_224",
         ),
         ("vit_tiny_patch16_242.x", r"Unknown model\. Received: model='vit_tiny_patch16_242'\. .* vitreous models"),
-        ("nonsense", r"^Unknown model\. Received: model='nonsense'\. List them all with: vitreous models$"),
+        (
+            "nonsense",
+            r"^Unknown model\. Received: model='nonsense'\. Expected the name of an existing model\. List them all",
+        ),
         (
             "vit_tiny_patch16_224.augreg_in22k",
             r"Unknown tag\. Received: tag='augreg_in22k'\. Nearest: augreg_in21k.*"

@@ -392,3 +392,17 @@ def test_metrics_equal_scikit_learn():
 
 def test_format_seconds():
     assert [format_seconds(s) for s in (0.4, 59, 185, 7620)] == ["0s", "59s", "3m05s", "2h07m"]
+
+
+def test_pretrained_weights_are_the_start(folder, run, tmp_path):
+    """With no learning to speak of, the backbone that comes out is the one that went in; the head is fresh."""
+    from vitreous.weights import export_weights
+
+    model = run.load_model()
+    export_weights(model, tmp_path / "timm", format="timm", input_spec=run.input_spec)
+    tiny = {"learning_rate": 1e-12, "weight_decay": 0.0}
+    tuned = vitreous.train(folder, out=tmp_path / "run", pretrained=tmp_path / "timm", epochs=1, optimizer=tiny)
+    assert tuned.config["recipe_name"] == "finetune"
+    for before, after in zip(model.weights, tuned.load_model().weights, strict=True):
+        if "head" not in before.path:
+            np.testing.assert_allclose(np.asarray(after), np.asarray(before), atol=1e-6)

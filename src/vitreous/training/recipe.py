@@ -135,7 +135,8 @@ class Recipe(Record):
         if changes.get("time") is not None and changes.get("epochs") is None:
             values["epochs"] = None
         for key, value in changes.items():
-            values[key] = {**values[key], **value} if isinstance(values.get(key), dict) else value
+            nests = isinstance(values.get(key), dict) and isinstance(value, dict)
+            values[key] = {**values[key], **value} if nests else value
         return Recipe.from_dict(values)
 
 
