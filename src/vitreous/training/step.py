@@ -57,6 +57,7 @@ def compute_loss(logits: Any, labels: Any, mask: Any, label_smoothing: float) ->
     Returns:
         A float32 scalar, in nats; 0 if the mask keeps nothing.
     """
+    mask = ops.convert_to_tensor(mask)
     log_probabilities = ops.log_softmax(ops.cast(logits, "float32"), axis=-1)
     truth = ops.take_along_axis(log_probabilities, ops.cast(labels, "int32")[:, None], axis=-1)[:, 0]
     losses = -(1 - label_smoothing) * truth - label_smoothing * ops.mean(log_probabilities, axis=-1)
