@@ -2,7 +2,9 @@
 """The pages of docs/ that follow from the code. Write them anew with: python tests/test_docs.py"""
 
 import json
+import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -23,7 +25,8 @@ NOTE = "<!-- Written by tests/test_docs.py from the code; do not edit. -->\n\n"
 
 
 def cli_page() -> str:
-    return NOTE + app.generate_docs().strip() + "\n"
+    with mock.patch.object(sys, "argv", ["vitreous"]):  # cyclopts takes the program's name from there
+        return NOTE + app.generate_docs().strip() + "\n"
 
 
 def models_page() -> str:

@@ -639,3 +639,159 @@ def test_without_huggingface_hub(monkeypatch):
         MissingDependencyError, match=r"Expected the package huggingface_hub.*pip install 'vitreous\[hub\]'"
     ):
         import_weights("timm/vit_tiny_patch16_224.augreg_in21k")
+
+
+def test_a_keras_file_is_what_it_says(tmp_path):
+    model = create_model("vit_pico_patch2_8", num_classes=3, num_blocks=1)
+    model.save(tmp_path / "a.keras")
+    assert import_weights(tmp_path / "a.keras", dropout_rate=0.1).model.config.dropout_rate == 0.1
+    with pytest.raises(WeightsError, match=r"Expected num_heads=4, as the file says\. Received: num_heads=8"):
+        import_weights(tmp_path / "a.keras", num_heads=8)
+    with pytest.raises(WeightsError, match=r"as the file says\. Received: "):
+        import_weights(tmp_path / "a.keras", model="vit_base_patch16_224")
+
+
+def test_a_failed_import_leaves_keras_usable(tmp_path):
+    path, _ = place("timm_qknorm", tmp_path)
+    with pytest.raises(VitreousError):
+        import_weights(path, patch_strides=(4, 4))
+    assert import_weights(path).num_matched > 0
+
+
+def test_a_description_with_other_blocks_than_the_file(tmp_path):
+    path, _ = place("hf_vit", tmp_path)
+    for count in (4, 10**9):
+        description = json.loads((tmp_path / "hf_vit.json").read_text())
+        description["arguments"]["num_hidden_layers"] = count
+        (tmp_path / "hf_vit.json").write_text(json.dumps(description))
+        with pytest.raises(WeightsError, match=rf"Expected {count} blocks, .* Received: 3 blocks in the file"):
+            import_weights(path)
+
+
+# ---- timm's arguments ----
+
+
+def timm_folder(folder, base, arguments=None, **changes):
+    """Writes a model as timm would, with the config.json that timm itself writes. Returns it and its model."""
+    config = create_model(base, num_classes=5).config.replace(**changes)
+    model, rng = VisionTransformer(config), np.random.default_rng(0)
+    for v in variables(model).values():
+        v.assign(rng.normal(size=v.shape) * 0.1)
+    export_weights(model, folder, format="timm")
+    (folder / "config.json").write_text(json.dumps({"architecture": base, "model_args": arguments or {}}))
+    return folder, model
+
+
+def assert_same_logits(model, other):
+    images = np.random.default_rng(1).normal(size=(2, *model.config.image_size, 3)).astype("float32")
+    np.testing.assert_allclose(to_numpy(model(images)), to_numpy(other(images)), atol=1e-4)
+
+
+@pytest.mark.parametrize("said", ["architecture", "pool", "arguments", "model", "heads"])
+def test_the_mean_of_patches_is_not_taken_for_the_class_token(tmp_path, said):
+    folder, model = timm_folder(tmp_path / "x", "test_vit", pooling="mean", final_norm="pooled")
+    assert "fc_norm.weight" in tensors_of(folder / "model.safetensors")
+    description = {"architecture": "test_vit"}
+    if said == "pool":
+        description["global_pool"] = "avg"
+    elif said == "arguments":
+        description["model_args"] = {"num_classes": 5, "global_pool": "avg"}
+    (folder / "config.json").write_text(json.dumps(description))
+    options = {"model": {"model": "test_vit"}, "heads": {"num_heads": 2}}.get(said, {})
+    if options:
+        (folder / "config.json").unlink()
+    report = import_weights(folder, **options)
+    assert (report.model.config.pooling, report.model.config.final_norm) == ("mean", "pooled")
+    assert_same_logits(report.model, model)
+    if said != "heads":
+        note = "pooling='mean', final_norm='pooled', as the file has it; test_vit itself differs there"
+        assert note in report.notes
+
+
+def test_the_wrong_last_norm_is_missing_and_unexpected(tmp_path):
+    folder, _ = timm_folder(tmp_path / "x", "test_vit", pooling="mean", final_norm="pooled")
+    with pytest.raises(WeightsError, match=r"2 missing: norm.weight, norm.bias, and unexpected fc_norm.bias, fc_norm"):
+        import_weights(folder, config=create_model("test_vit", num_classes=5).config)
+    folder, model = timm_folder(tmp_path / "y", "eva02_tiny_patch14_224", pooling="class", final_norm="tokens")
+    (folder / "config.json").unlink()
+    name = "eva02_tiny_patch14_224"
+    with pytest.raises(WeightsError, match=r"2 missing: fc_norm.weight, fc_norm.bias, and unexpected norm.bias"):
+        import_weights(folder, model=name)
+    with pytest.raises(WeightsError, match=r"tensors do not tell the number of heads"):
+        import_weights(folder)  # taken for no model of the mean
+    (folder / "config.json").write_text(json.dumps({"architecture": name, "global_pool": "token"}))
+    for options in ({}, {"model": name}):
+        assert import_weights(folder, **options).model.config == model.config
+
+
+@pytest.mark.parametrize(
+    ("base", "arguments", "expected"),
+    [
+        ("test_vit", {"act_layer": "relu"}, "act_layer of gelu, gelu_tanh, quick_gelu, silu"),
+        ("test_vit", {"global_pool": "avgmax"}, "global_pool of token, avg, map"),
+        ("test_vit", {"pool_include_prefix": True}, "pool_include_prefix of False"),
+        ("test_vit", {"norm_layer": "batchnorm"}, "norm_layer of layernorm, rmsnorm"),
+        ("test_vit", {"norm_layer": "rmsnorm"}, "the layer normalisation that the tensors have"),
+        ("test_vit", {"block_fn": "DiffBlock"}, "block_fn of Block, ResPostBlock, ParallelThingsBlock"),
+        ("test_vit", {"mystery": 1}, "arguments of VisionTransformer and Eva that have a counterpart here"),
+        ("eva02_tiny_patch14_224", {"rope_grid_offset": 0.5}, "rope_grid_offset of 0"),
+        ("eva02_tiny_patch14_224", {"rope_grid_indexing": "xy"}, "rope_grid_indexing of 'ij'"),
+        ("eva02_tiny_patch14_224", {"rope_type": "mixed"}, "rope_type of cat, dinov3"),
+        ("eva02_tiny_patch14_224", {"rope_rotate_half": True}, "rope_rotate_half=False with this rope_type"),
+    ],
+)
+def test_arguments_that_compute_something_else_are_refused(tmp_path, base, arguments, expected):
+    folder, _ = timm_folder(tmp_path / "x", base, arguments)
+    ((key, value),) = arguments.items()
+    with pytest.raises(WeightsError) as caught:
+        import_weights(folder)
+    if key == "global_pool":
+        assert f"Expected {expected}. Received: {key}={value!r}." in str(caught.value)
+        return
+    assert str(caught.value) == (
+        f"Cannot read the arguments of timm's model. Expected {expected}. Received: {key}={value!r}. Pass the "
+        "architecture as config if it is one of vitreous; else the model cannot be imported."
+    )
+
+
+@pytest.mark.parametrize(
+    ("base", "arguments", "changes"),
+    [
+        ("test_vit", {"act_layer": "quick_gelu", "drop_path_rate": 0.1}, {"activation": "quick_gelu"}),
+        ("vit_base_patch32_clip_224", {"norm_layer": "layernorm"}, {"epsilon": 1e-6}),
+        ("eva02_tiny_patch14_224", {"ref_feat_shape": [8, 4]}, {"rope_reference_grid": (8, 4)}),
+        ("eva02_tiny_patch14_224", {"rope_temperature": 50}, {"rope_temperature": 50.0}),
+        ("eva02_tiny_patch14_224", {"use_rot_pos_emb": False}, {"rope": "none"}),
+    ],
+)
+def test_arguments_change_the_named_architecture(tmp_path, base, arguments, changes):
+    small = {"projection_dim": 16, "num_heads": 2, "num_blocks": 1, "mlp_dim": 32}
+    folder, model = timm_folder(tmp_path / "x", base, {"num_heads": 2, **arguments}, **small)
+    config = import_weights(folder).model.config
+    for key, value in changes.items():
+        assert getattr(config, key) == value != getattr(model.config, key)
+    report = import_weights(folder, config=model.config)
+    assert report.model.config == model.config
+
+
+def test_eva_pools_the_prefix_with_attention(tmp_path):
+    config = ViTConfig(
+        image_size=8, patch_size=4, projection_dim=16, num_blocks=1, num_heads=2, num_classes=3, rope="eva",
+        use_key_bias=False, pooling="map",
+    )  # fmt: skip
+    reason = "rotary or key-bias-free attention with pooling='map' and tokens before the patches"
+    with pytest.raises(WeightsError, match=re.escape(f"Received: {reason}. Export to .keras.")):
+        export_weights(VisionTransformer(config), tmp_path / "x", format="timm")
+    bare = VisionTransformer(config.replace(use_class_token=False))
+    export_weights(bare, tmp_path / "x", format="timm")
+    assert_same_logits(import_weights(tmp_path / "x").model, bare)
+    tensors = tensors_of(tmp_path / "x" / "model.safetensors")
+    tensors["cls_token"] = np.zeros((1, 1, 16), "float32")
+    tensors["pos_embed"] = np.zeros((1, 5, 16), "float32")
+    write_safetensors(tmp_path / "y.safetensors", outgoing(tensors))
+    expected = (
+        r"Expected attention pooling over patches\. Received: timm's Eva with global_pool='map' and 1 tokens before "
+        r"the patches, which it pools too\. Import a model with another pooling, or without class token and registers\."
+    )
+    with pytest.raises(WeightsError, match=expected):
+        import_weights(tmp_path / "y.safetensors", config=config)

@@ -320,20 +320,30 @@ def _mlp_ratio(config: ViTConfig) -> float:
 # ---- preprocessor_config.json ----
 
 _RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
+_OTHER_FILTERS = {4: "box", 5: "hamming"}
 
 
 def read_preprocessor(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Returns the fields of `InputSpec` from a preprocessor_config.json, and notes on what differs."""
+    """Returns the fields of `InputSpec` from a preprocessor_config.json, and notes on what differs.
+
+    A mean or std that is one number is that of three channels.
+
+    Raises:
+        WeightsError: If images are resized or rescaled in a way that is not known here.
+    """
     fields: dict[str, Any] = {}
     notes = []
     size = values.get("size")
     resized = size
     if isinstance(size, Mapping):
-        resized = (size["height"], size["width"]) if "height" in size else size.get("shortest_edge")
+        resized = (size["height"], size["width"]) if "height" in size else size["shortest_edge"]
     crop = values.get("crop_size")
     if isinstance(crop, Mapping):
         crop = (crop["height"], crop["width"])
-    if values.get("do_center_crop") and crop and resized:
+    if not values.get("do_resize", True):
+        fields["resize_mode"] = "crop" if values.get("do_center_crop") else "squash"
+        notes.append("the file leaves images at their size (do_resize=false); here they are brought to the model's")
+    elif values.get("do_center_crop") and crop and resized:
         crop, resized = _pair(crop), _pair(resized)
         fields |= {
             "image_size": crop,
@@ -346,11 +356,33 @@ def read_preprocessor(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[s
         fields |= {"image_size": _pair(resized), "resize_mode": "squash"}
     if values.get("do_normalize", True):
         for key in ("mean", "std"):
-            if values.get(f"image_{key}"):
-                fields[key] = tuple(float(x) for x in values[f"image_{key}"])
+            if (value := values.get(f"image_{key}")) is not None:
+                fields[key] = (float(value),) * 3 if isinstance(value, int | float) else tuple(map(float, value))
     else:
         fields |= {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
-    fields["interpolation"] = _RESAMPLE.get(values.get("resample", 2), "bilinear")
+    # The file computes (x * factor - mean) / std, and `InputSpec` (x / 255 - mean) / std.
+    factor = values.get("rescale_factor")
+    factor = 1.0 if not values.get("do_rescale", True) else 1 / 255 if factor is None else float(factor)
+    if not (math.isfinite(factor) and factor > 0) or values.get("rescale_offset"):
+        raise WeightsError(
+            "Cannot read preprocessor_config.json. Expected images to be multiplied by a positive rescale_factor. "
+            f"Received: rescale_factor={values.get('rescale_factor')!r}, rescale_offset="
+            f"{values.get('rescale_offset', False)!r}. Correct the file, or remove it and pass mean and std yourself."
+        )
+    if abs(factor * 255 - 1) > 1e-6:
+        for key in ("mean", "std"):
+            fields[key] = tuple(x / (factor * 255) for x in fields.get(key, (0.5, 0.5, 0.5)))
+        what = f"by {factor:g}" if values.get("do_rescale", True) else "by nothing (do_rescale=false)"
+        notes.append(f"the file rescales images {what}, not by 1/255: mean and std are divided by {factor * 255:g}")
+    resample = 2 if values.get("resample") is None else values["resample"]
+    if resample not in _RESAMPLE and resample not in _OTHER_FILTERS:
+        raise WeightsError(
+            "Cannot read preprocessor_config.json. Expected a resample of 0 to 5, a filter of Pillow. Received: "
+            f"resample={resample!r}. Correct the file."
+        )
+    if resample in _OTHER_FILTERS:
+        notes.append(f"the file resizes images with the {_OTHER_FILTERS[resample]} filter; here it is bilinear")
+    fields["interpolation"] = _RESAMPLE.get(resample, "bilinear")
     return fields, notes
 
 

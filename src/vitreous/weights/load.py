@@ -20,7 +20,7 @@ from vitreous.registry import get_spec, list_models
 from vitreous.spec import InputSpec, ViTConfig
 from vitreous.weights import google, huggingface, mapping, timm
 from vitreous.weights.mapping import Arrays, Origin, Rule
-from vitreous.weights.sources import Source, locate
+from vitreous.weights.sources import Source, describing, locate, watched
 from vitreous.weights.tensors import Entry, read_tensors
 
 if TYPE_CHECKING:
@@ -141,7 +141,9 @@ def import_weights(
     found = locate(source)
     wanted = None if image_size is None else as_pair(image_size, "image_size")
     if found.path.suffix == ".keras":
-        reading = _read_keras(found)
+        with describing(found, MEMBER):
+            reading = _read_keras(found)
+        _check_settled(found.name, reading.config, model, config, changes)
         changes = {key: value for key, value in changes.items() if key not in ("image_size", "patch_size")}
     else:
         reading = _read_foreign(found, model, num_classes, wanted, config, changes)
@@ -173,6 +175,25 @@ def import_weights(
     )
 
 
+# Fields that say nothing about what weights compute: they may always be changed.
+_FREE = ("image_size", "patch_size", "num_classes", "has_dynamic_size")
+
+
+def _check_settled(
+    source: str, settled: ViTConfig, model: str | None, config: ViTConfig | None, changes: Mapping[str, Any]
+) -> None:
+    """Raises `WeightsError` if a name, an architecture or changes contradict what a .keras file says of itself."""
+    other = config or (get_spec(model).config if model else settled)
+    asked = {**other.to_dict(), **changes}
+    for key, value in settled.replace(**{k: v for k, v in asked.items() if k not in _FREE}).to_dict().items():
+        is_rate = key.endswith("_rate") or (key in ("patch_strides", "rope_reference_grid") and key not in changes)
+        if value != settled.to_dict()[key] and key not in _FREE and not is_rate:
+            raise WeightsError(
+                f"Cannot import {source}. Expected {key}={settled.to_dict()[key]!r}, as the file says. "
+                f"Received: {key}={value!r}. Leave out the model's name and this field."
+            )
+
+
 def variables(model: "VisionTransformer") -> dict[str, Any]:
     """Returns {path: variable} of a model's weights, without the model's own name in the path.
 
@@ -188,7 +209,9 @@ def _build(config: ViTConfig, arrays: Arrays, name: str, dtype: Any) -> "VisionT
 
     from vitreous.model import VisionTransformer
 
-    # In this scope Keras notes how a variable will be initialised and does so at its end: then from the file.
+    # In this scope Keras notes how a variable will be initialised and does so at its end: then from the file. An error
+    # there would leave its notes half done for good, so errors are kept and raised after it.
+    errors: list[Exception] = []
     with keras.StatelessScope():
         model = VisionTransformer(config, name=re.sub(r"\W+", "_", name) or "vit", dtype=dtype)
         own = variables(model)
@@ -203,26 +226,33 @@ def _build(config: ViTConfig, arrays: Arrays, name: str, dtype: Any) -> "VisionT
                     f"Cannot fill {path}. Expected a variable of the model. Received: variables {', '.join(own)}. "
                     "Report this as a bug."
                 )
-            own[path]._initializer = _Filled(path, get)
+            own[path]._initializer = _Filled(path, get, errors)
+    if errors:
+        raise errors[0]
     return model
 
 
 class _Filled:
-    """An initializer that returns the values of a file."""
+    """An initializer that returns the values of a file; if it cannot, it returns zeros and notes the error."""
 
-    def __init__(self, path: str, get: Callable[[], np.ndarray]):
+    def __init__(self, path: str, get: Callable[[], np.ndarray], errors: list[Exception]):
         self.path = path
         self.get = get
+        self.errors = errors
 
     def __call__(self, shape: tuple[int, ...], dtype: Any = None) -> Any:
         import keras
 
-        values = self.get()
-        if values.shape != tuple(shape):
-            raise WeightsError(
-                f"Cannot fill {self.path}. Expected shape {tuple(shape)}. Received: shape={values.shape}. Report this "
-                "as a bug."
-            )
+        try:
+            values = self.get()
+            if values.shape != tuple(shape):
+                raise WeightsError(
+                    f"Cannot fill {self.path}. Expected shape {tuple(shape)}. Received: shape={values.shape}. "
+                    "Leave out the fields that change the grid of patches, or pass image_size and patch_size."
+                )
+        except Exception as error:
+            self.errors.append(error)
+            values = np.zeros(shape, "float32")
         return keras.ops.cast(keras.ops.convert_to_tensor(np.ascontiguousarray(values)), dtype or "float32")
 
 
@@ -284,7 +314,18 @@ def _read_foreign(
         format=format,
         unused=unused,
     )
-    _settle(reading, found, format, model, fields, shapes, image_size, given, changes)
+    entries = watched(entries, found.name, reading.notes)
+    with describing(found):
+        _settle(reading, found, format, model, fields, shapes, image_size, given, changes)
+        _fill_input(reading)
+    if reading.config.num_blocks != (num_blocks := max(blocks, default=-1) + 1):
+        raise WeightsError(
+            f"Cannot import {found.name}. Expected {reading.config.num_blocks} blocks, as its description or the "
+            f"model's name says. Received: {num_blocks} blocks in the file. {mapping.advice(shapes)}"
+        )
+    if format == "timm":
+        timm.check_import(reading.config, style, found.name)
+        rules = [rule for rule in rules if timm.is_norm_of(rule, reading.config)]
     reading.arrays, names = mapping.match(rules, entries, reading.config, source=found.name)
     reading.num_matched = len(names)
     return reading
@@ -410,12 +451,21 @@ def _settle(
         reading.input = {**spec.input.to_dict(), **reading.input}
         reading.name = spec.name
         fixed = {"num_classes": num_classes, "use_distillation_head": fields["use_distillation_head"]}
+        told = changes.get("pooling") or timm.pooling_of(arguments, num_classes)
+        pooled, notes = timm.settle_pooling(base, fields, told, spec.name) if format == "timm" else ({}, [])
+        reading.notes += notes
         if model is not None or not (arguments.keys() - {"img_size", "global_pool"}):
-            settled = {**base, **fixed}
+            settled = {**base, **pooled, **fixed}
+            if others := timm.unread(arguments):
+                reading.notes.append(f"not read, because the model is named: {', '.join(others)} in config.json")
             if arguments.get("img_size") and model is None:
                 settled["image_size"] = tuple(arguments["img_size"])
         else:  # the config changes the named architecture: tensors tell the sizes, arguments the rest
-            settled = {**base, **fields, "patch_strides": None, **timm.fields_from_arguments(arguments, fields)}
+            settled = {**base, **fields, "patch_strides": None, "pooling": pooled["pooling"]}
+            settled["activation"] = base["activation"]
+            if not arguments.keys() & {"final_norm", "fc_norm", "use_fc_norm", "use_post_transformer_norm"}:
+                settled["final_norm"] = pooled["final_norm"]
+            settled |= timm.fields_from_arguments(arguments, fields, base)
         if base["pooling"] == "class_mean" and not num_classes:
             settled["pooling"] = base["pooling"]
         reading.config = _with_grid(settled, fields, shapes, image_size, reading.notes)
@@ -435,6 +485,14 @@ def _settle(
     if not reading.input:
         reading.notes.append("nothing beside the file tells mean and std: 0.5 is assumed")
     reading.config = _with_grid(settled, fields, shapes, image_size, reading.notes)
+
+
+def _fill_input(reading: _Reading) -> None:
+    """Gives mean and std a value for each channel, where they have one for all."""
+    for key in ("mean", "std"):
+        values = tuple(float(x) for x in reading.input.get(key, (0.5,)))
+        values = values[:1] * reading.config.num_channels if len({*values}) == 1 else values
+        reading.input = {**reading.input, key: values}
 
 
 def _rest(fields: Mapping[str, Any], num_classes: int) -> list[str]:
@@ -457,7 +515,7 @@ def _by_shapes(
     changes: dict[str, Any],
 ) -> dict[str, Any]:
     """Returns what shapes leave open, from the models of the registry that have these shapes."""
-    names = mapping.fitting_models(shapes)
+    names = [n for n in mapping.fitting_models(shapes) if get_spec(n).config.final_norm == fields["final_norm"]]
     neutral = {"num_classes": 0, "has_dynamic_size": False}
     configs = {name: get_spec(name).config.replace(**neutral) for name in names}
     choices = {tuple(getattr(config, key) for key in _OPEN[:-2]): name for name, config in configs.items()}

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from vitreous.weights.load import (
     variables,
 )
 from vitreous.weights.mapping import Origin
+from vitreous.weights.sources import read_json
 from vitreous.weights.tensors import differing, replacing, write_npz, write_safetensors
 
 if TYPE_CHECKING:
@@ -100,10 +102,12 @@ def export_weights(
 
     Raises:
         WeightsError: If the format has no place for a part of the model, or what was written differs.
-        ConfigError: If the format is unknown or the destination's suffix belongs to another.
+        ConfigError: If the format is unknown, the destination's suffix belongs to another, or what lies there would be
+            lost or mixed with other files: a folder must be empty or hold an export to the same format.
     """
     destination = Path(destination)
     format = _format(format, destination)
+    _check_free(format, destination)
     config, origin = model.config, getattr(model, "origin", None)
     names = tuple(class_names) or (origin.class_names if origin else ())
     if names and len(names) != config.num_classes:
@@ -183,6 +187,61 @@ def _format(format: str | None, destination: Path) -> str:
             f"destination={str(destination)!r}. Change one of the two."
         )
     return format
+
+
+_FILES = {
+    "timm": ("model.safetensors", "config.json"),
+    "hf": ("model.safetensors", "config.json", "preprocessor_config.json"),
+}
+_WEIGHT_SUFFIXES = (".safetensors", ".npz", ".keras", ".bin", ".pth", ".pt", ".h5", ".msgpack", ".index.json")
+
+
+def _check_free(format: str, destination: Path) -> None:
+    """Checks that files can be written at a destination and that nothing else lies there.
+
+    Raises:
+        ConfigError: If not.
+    """
+    what, remedy = f"Cannot export to {destination}.", "Pass another destination."
+    is_folder = format in _FILES and destination.suffix != ".safetensors"
+    parent = destination if is_folder else destination.parent
+    while not os.path.lexists(parent) and parent != parent.parent:
+        parent = parent.parent
+    if not parent.is_dir():
+        raise ConfigError(f"{what} Expected a folder to write in. Received: {parent}, which is a file. {remedy}")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise ConfigError(f"{what} Expected a folder to write in. Received: {parent}, which is read-only. {remedy}")
+    if not is_folder:
+        if destination.is_dir():
+            raise ConfigError(f"{what} Expected the name of a file. Received: the name of a folder. {remedy}")
+        beside = destination.with_name(f"{destination.stem}.json")
+        if format != "keras" and os.path.lexists(beside) and not _is_export(format, beside, is_folder):
+            raise ConfigError(
+                f"{what} Expected {beside.name} beside it to be free, or of an earlier export. Received: {beside}, "
+                "which is neither. Pass another name, or move that file away."
+            )
+        return
+    there = sorted(x.name for x in destination.iterdir() if not x.name.startswith(".")) if parent == destination else []
+    if there and _is_export(format, destination / "config.json", is_folder):
+        names = ("config.json", "preprocessor_config.json")  # notes and pictures beside an export may stay
+        there = [x for x in there if x not in _FILES[format] and (x in names or x.endswith(_WEIGHT_SUFFIXES))]
+    if there:
+        more = f" and {len(there) - 3} more" if there[3:] else ""
+        raise ConfigError(
+            f"{what} Expected a folder that is new, empty, or of an earlier export to {LABELS[format]}. Received: one "
+            f"with {', '.join(there[:3])}{more}. Pass another folder, or empty this one."
+        )
+
+
+def _is_export(format: str, path: Path, is_folder: bool) -> bool:
+    """Returns whether a JSON file is what an export to this format writes."""
+    try:
+        values = read_json(path)
+    except WeightsError:
+        return False
+    if format == "hf":
+        return "model_type" in values
+    return "vitreous" in values or (is_folder and "architecture" in values)
 
 
 def _getter(variable: Any) -> Any:
@@ -291,8 +350,9 @@ def convert(
 
     Raises:
         WeightsError: If a tensor does not fit, or the format has no place for a part of the model.
+        ConfigError: If the destination is not free, as in `export_weights`; nothing is read then.
     """
-    _format(to, Path(destination))  # a wrong destination fails before a long import
+    _check_free(_format(to, Path(destination)), Path(destination))  # a wrong destination fails before a long import
     imported = import_weights(
         source,
         model=model,

@@ -1,12 +1,18 @@
 """Where weights come from: a file or a folder on disk, or a model of the Hugging Face hub through its cache."""
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vitreous.errors import MissingDependencyError, MissingPathError, WeightsError
+import numpy as np
+
+from vitreous.errors import MissingDependencyError, MissingPathError, UnknownNameError, VitreousError, WeightsError
+from vitreous.registry import list_weights
+from vitreous.weights import huggingface
+from vitreous.weights.tensors import Entry
 
 # In a folder or on the hub, the first of these that is there.
 WEIGHT_FILES = (
@@ -29,6 +35,8 @@ class Source:
         config: What the config.json beside it holds; empty where there is none.
         preprocessor: What the preprocessor_config.json beside it holds.
         model: A model's name, where the source itself tells it.
+        config_path: The file that `config` was read from; None where there is none.
+        preprocessor_path: The file that `preprocessor` was read from; None where there is none.
     """
 
     name: str
@@ -36,6 +44,8 @@ class Source:
     config: Mapping[str, Any]
     preprocessor: Mapping[str, Any]
     model: str | None = None
+    config_path: Path | None = None
+    preprocessor_path: Path | None = None
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -57,16 +67,87 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def _beside(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns what describes a file of weights: NAME.json, or the config.json of its folder, and the preprocessor."""
+@contextlib.contextmanager
+def describing(found: Source, member: str = "") -> Iterator[None]:
+    """Turns what a description of the wrong types raises, while it is read, into an error that names its file.
+
+    Args:
+        found: The source that is read.
+        member: The description within the file of weights, where it lies there.
+
+    Raises:
+        WeightsError: If a value cannot be used.
+    """
+    try:
+        yield
+    except VitreousError:
+        raise
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
+        path = found.config_path or found.path
+        if not member and found.preprocessor_path is not None:
+            try:
+                huggingface.read_preprocessor(found.preprocessor)
+            except Exception:  # this one is the culprit
+                path = found.preprocessor_path
+        where = f"{member} in {path}" if member else str(path)
+        reason = (str(error).strip().splitlines() or [""])[0].rstrip(".")
+        raise WeightsError(
+            f"Cannot read {where}. Expected a description of a model with values of the right types. Received: one "
+            f"that cannot be used ({type(error).__name__}: {reason}). Correct the file, or get it again."
+        ) from error
+
+
+def watched(entries: Mapping[str, Entry], name: str, notes: list[str]) -> dict[str, Entry]:
+    """Returns tensors that are known to be floats, and of which a note tells when not all numbers are finite.
+
+    Args:
+        entries: The tensors that a model may read.
+        name: The source, for the error.
+        notes: Gets a line for each tensor with infinities or NaN, once it is read.
+
+    Raises:
+        WeightsError: If one is of integers or booleans.
+    """
+    if wrong := [f"{key} of type {x.dtype}" for key, x in entries.items() if x.dtype.lower().startswith(_NOT_FLOAT)]:
+        more = f" and {len(wrong) - 1} more" if wrong[1:] else ""
+        raise WeightsError(
+            f"Cannot import {name}. Expected weights of a floating-point type. Received: {wrong[0]}{more}. Quantised "
+            "weights are not read; get the file in float32, float16 or bfloat16."
+        )
+
+    def reader(key: str, entry: Entry) -> Entry:
+        def read() -> np.ndarray:
+            values = entry.read()
+            if values.size and not np.isfinite([values.min(), values.max()]).all():
+                note = f"{key} holds {int((~np.isfinite(values)).sum())} numbers that are infinite or NaN"
+                if note not in notes:
+                    notes.append(note)
+            return values
+
+        return entry._replace(read=read)
+
+    return {key: reader(key, entry) for key, entry in entries.items()}
+
+
+_NOT_FLOAT = ("i", "u", "bool", "q", "complex")  # types as safetensors, NumPy and torch write them, in small letters
+
+
+def _beside(path: Path) -> tuple[dict[str, Any], dict[str, Any], None, Path | None, Path | None]:
+    """Returns what describes a file of weights: NAME.json, or the config.json of its folder, and the preprocessor.
+
+    These are the fields of `Source` after the path.
+    """
     stem = path.name.removesuffix(".index.json").removesuffix(path.suffix).removesuffix(".weights")
     config: dict[str, Any] = {}
+    config_path = None
     for candidate in (path.with_name(f"{stem}.json"), path.with_name("config.json")):
         if candidate.is_file() and candidate != path:
-            config = read_json(candidate)
+            config, config_path = read_json(candidate), candidate
             break
     preprocessor = path.with_name("preprocessor_config.json")
-    return config, read_json(preprocessor) if preprocessor.is_file() else {}
+    if not preprocessor.is_file():
+        return config, {}, None, config_path, None
+    return config, read_json(preprocessor), None, config_path, preprocessor
 
 
 def locate(source: str | Path) -> Source:
@@ -99,14 +180,23 @@ def locate(source: str | Path) -> Source:
         return _fetch(text, repository, revision or None)
     if text.startswith("timm/"):
         repository, _, revision = text.partition("@")
-        return _fetch(text, repository, revision or None, model=repository.removeprefix("timm/").partition(".")[0])
+        name = repository.removeprefix("timm/")
+        try:
+            repository = list_weights(name)[0].hub_id if "." in name else repository
+            is_known = "." in name
+        except UnknownNameError:
+            is_known = False  # a model of the hub that the registry does not have, or a new tag
+        return _fetch(text, repository, revision or None, model=name.partition(".")[0], is_known=is_known)
     raise MissingPathError(
         "Cannot import weights. Expected a file, a folder, hf:OWNER/NAME[@REVISION] or timm/NAME.TAG. "
         f"Received: source={text!r}, which does not exist. Check the path."
     )
 
 
-def _fetch(name: str, repository: str, revision: str | None, model: str | None = None) -> Source:
+def _fetch(
+    name: str, repository: str, revision: str | None, model: str | None = None, is_known: bool = False
+) -> Source:
+    """Fetches a model; where it `is_known`, the registry's name goes before the one that its config has."""
     try:
         import huggingface_hub
         from huggingface_hub import errors
@@ -152,10 +242,10 @@ def _fetch(name: str, repository: str, revision: str | None, model: str | None =
                         f"{what} Expected {part}, which the index names. Received: no such file on the hub. "
                         "Pass another revision."
                     )
-        config, preprocessor = (
-            read_json(path) if (path := _optional(get, file, errors)) else {}
-            for file in ("config.json", "preprocessor_config.json")
-        )
+        paths = [_optional(get, file, errors) for file in ("config.json", "preprocessor_config.json")]
+        config, preprocessor = (read_json(path) if path else {} for path in paths)
+        if is_known and config.get("architecture"):  # one file may serve two models, such as those with QuickGELU
+            config["architecture"] = model
     except errors.GatedRepoError as error:
         raise WeightsError(
             f"{what} Expected access to the model. Received: it is gated. Accept its licence on "
@@ -184,7 +274,7 @@ def _fetch(name: str, repository: str, revision: str | None, model: str | None =
             f"fill the cache where there is a network (hf download {repository}) and copy it ($HF_HOME), or copy the "
             "model's files into a folder and pass the folder."
         ) from error
-    return Source(name, weights, config, preprocessor, model)
+    return Source(name, weights, config, preprocessor, model, *paths)
 
 
 def _optional(get: Any, file: str, errors: Any) -> Path | None:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
+from vitreous.errors import WeightsError
 from vitreous.registry import get_spec, list_models
 from vitreous.spec import InputSpec, ViTConfig
 from vitreous.weights.mapping import CONVOLUTION, JOINED, LINEAR, Arrays, Extra, Rule, fold_positions
@@ -117,13 +118,18 @@ def _mlp(ours: str, norm: str, theirs: str, scale: str, style: Mapping[str, Any]
     yield Rule(f"{ours}/layer_scale", (scale,))
 
 
+def is_norm_of(rule: Rule, config: ViTConfig) -> bool:
+    """Whether a rule is not of the last normalisation, or of the one that timm would have in this architecture."""
+    return not rule.ours.startswith("norm/") or rule.theirs[0].startswith("fc_norm.") == (config.final_norm == "pooled")
+
+
 def write_rules(style: Mapping[str, Any], config: ViTConfig) -> list[Rule]:
     """Returns the rules to write an architecture with: where two name one variable, the one that timm would use."""
 
     def is_wanted(rule: Rule) -> bool:
         name = rule.theirs[0]
-        if rule.ours.startswith("norm/"):
-            return name.startswith("fc_norm" if config.final_norm == "pooled" else "norm")
+        if not is_norm_of(rule, config):
+            return False
         if rule.ours.startswith("block_"):
             return (".attns." in name or ".ffns." in name) == (config.num_parallel == 2)
         return True
@@ -142,48 +148,216 @@ def express(arrays: Arrays, config: ViTConfig) -> tuple[Arrays, ViTConfig]:
 
 # ---- arguments and config.json ----
 
-_ACTIVATIONS = (("quick_gelu", "quick_gelu"), ("quickgelu", "quick_gelu"), ("gelu_tanh", "gelu_tanh"))
+_ACTIVATIONS = {"gelu": "gelu", "gelutanh": "gelu_tanh", "quickgelu": "quick_gelu", "silu": "silu", "swish": "silu"}
+_POOLINGS = {"token": "class", "avg": "mean", "map": "map"}
+_ROPES = {"cat": "eva", "dinov3": "dinov3"}
+
+# Arguments whose effect the tensors' names and shapes settle, and those that matter in training only.
+_SETTLED = (
+    "patch_size in_chans num_classes embed_dim depth mlp_ratio qkv_bias qkv_fused qk_norm scale_attn_norm "
+    "scale_mlp_norm proj_bias class_token reg_tokens num_reg_tokens pos_embed pre_norm final_norm fc_norm swiglu_mlp "
+    "swiglu_align_to scale_mlp scale_attn_inner use_abs_pos_emb use_pre_transformer_norm use_post_transformer_norm "
+    "use_fc_norm attn_pool_mlp_ratio drop_rate pos_drop_rate patch_drop_rate proj_drop_rate attn_drop_rate "
+    "drop_path_rate weight_init fix_init head_init_scale rope_shift_coords rope_jitter_coords rope_rescale_coords "
+    "device dtype"
+)
+_READ = (
+    "num_heads img_size dynamic_img_size init_values norm_layer act_layer no_embed_class use_rot_pos_emb rope_type "
+    "rope_temperature rope_rotate_half ref_feat_shape use_post_norm block_fn global_pool attn_pool_num_heads"
+)
+# The values with which timm computes what is computed here; layers go by their names.
+_ONLY: dict[str, tuple[Any, ...]] = {
+    "pool_include_prefix": (False,),
+    "dynamic_img_pad": (False,),
+    "embed_norm_layer": ("",),
+    "embed_layer": ("patchembed",),
+    "mlp_layer": ("mlp", "swiglupacked", "swiglu"),
+    "attn_layer": ("attention", "attn"),
+    "attn_type": ("eva",),
+    "attn_only_layer_scale": (False,),
+    "num_kv_heads": (),
+    "rope_mrope_section": (),
+}
+_ROPE_ONLY: dict[str, tuple[Any, ...]] = {"rope_grid_offset": (0,), "rope_grid_indexing": ("ij",)}
 
 
-def _activation(value: str) -> str:
-    lowered = value.lower()
-    for key, name in (*_ACTIVATIONS, ("gelutanh", "gelu_tanh"), ("silu", "silu"), ("swish", "silu")):
-        if key in lowered:
-            return name
-    return "gelu"
+def _refuse(key: str, value: Any, expected: str) -> WeightsError:
+    return WeightsError(
+        f"Cannot read the arguments of timm's model. Expected {expected}. Received: {key}={value!r}. Pass the "
+        "architecture as config if it is one of vitreous; else the model cannot be imported."
+    )
 
 
-def fields_from_arguments(arguments: Mapping[str, Any], inferred: Mapping[str, Any]) -> dict[str, Any]:
+def _layer(value: Any) -> str:
+    """Returns the name of a layer, as timm compares them: from a name, or from a class or partial as text."""
+    text = str(value)
+    if "GluMlp" in text and "SiLU" in text and "gate_last=False" in text:
+        return "swiglupacked"
+    found = re.search(r"<class '([\w.]+)'>", text)
+    text = found[1] if found else re.sub(r"^(functools\.)?partial\((\w+)(, eps=[^,)]*)?\)$", r"\2", text)
+    return text.rsplit(".", 1)[-1].replace("_", "").lower() if re.fullmatch(r"[\w.]+", text) else text
+
+
+def _among(key: str, value: Any, names: Mapping[str, str]) -> str:
+    name = _layer(value) if key == "act_layer" else value
+    if not isinstance(name, str) or name not in names:
+        choices = dict.fromkeys(names.values() if key == "act_layer" else names)
+        raise _refuse(key, value, f"{key} of {', '.join(choices)}")
+    return names[name]
+
+
+def _check_only(arguments: Mapping[str, Any], only: Mapping[str, tuple[Any, ...]]) -> None:
+    for key, values in only.items():
+        value = arguments.get(key)
+        if value is not None and value not in values and _layer(value) not in values:
+            raise _refuse(key, value, f"{key} of {', '.join(map(repr, values)) or None}")
+
+
+def pooling_of(arguments: Mapping[str, Any], num_classes: int) -> str | None:
+    """Returns the `pooling` that timm's `global_pool` is; None if the arguments do not tell.
+
+    Raises:
+        WeightsError: If there is none such here.
+    """
+    pool = arguments.get("global_pool")
+    if pool is None or (pool == "" and not num_classes):  # without a head, both return tokens
+        return None
+    return _among("global_pool", pool, _POOLINGS)
+
+
+def _norm_fields(value: Any, inferred: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what `norm_layer` says: without an epsilon of its own, timm's layers have 1e-6."""
+    kind = _layer(value) if value else "layernorm"
+    if kind not in ("layernorm", "layernormfp32", "rmsnorm", "rmsnormfp32"):
+        raise _refuse("norm_layer", value, "norm_layer of layernorm, rmsnorm")
+    if value and kind.startswith("rms") != (inferred["norm"] == "rms"):
+        raise _refuse("norm_layer", value, f"the {inferred['norm']} normalisation that the tensors have")
+    text = str(value)
+    match = re.search(r"eps=([\d.e+-]+)", text)
+    return {"epsilon": float(match[1]) if match else 1e-5 if "torch.nn" in text else 1e-6}
+
+
+def _rope_fields(arguments: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the fields of rotary positions, from what the arguments say and, of the rest, the named base."""
+    own = base.get("rope", "none")
+    used = arguments.get("use_rot_pos_emb")
+    if not (own != "none" if used is None else used):
+        return {"rope": "none", "rope_temperature": None, "rope_reference_grid": (0, 0)} if own != "none" else {}
+    rope = own if own != "none" else "eva"
+    if arguments.get("rope_type") is not None:
+        rope = _among("rope_type", arguments["rope_type"], _ROPES)
+    _check_only(arguments, _ROPE_ONLY)
+    is_half = arguments.get("rope_rotate_half")
+    is_half = own == "dinov3" if is_half is None else bool(is_half)
+    if is_half != (rope == "dinov3"):
+        raise _refuse("rope_rotate_half", is_half, f"rope_rotate_half={not is_half} with this rope_type")
+    fields: dict[str, Any] = {
+        "rope": rope,
+        "rope_temperature": float(arguments.get("rope_temperature") or base.get("rope_temperature") or 10000.0),
+    }
+    if "ref_feat_shape" in arguments:
+        grid = arguments["ref_feat_shape"] or 0
+        fields["rope_reference_grid"] = tuple(grid) if isinstance(grid, list | tuple) else (grid, grid)
+    return fields
+
+
+def fields_from_arguments(
+    arguments: Mapping[str, Any], inferred: Mapping[str, Any], base: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Returns the fields of `ViTConfig` that tensors cannot settle, from a timm model's arguments.
 
     Args:
         arguments: Arguments of timm's VisionTransformer or Eva, layers as their names.
         inferred: What the tensors settle (`infer_fields`).
+        base: Fields of the architecture that the arguments change. Default: the defaults of timm's classes.
+
+    Raises:
+        WeightsError: If an argument, or its value, makes timm compute what is not computed here.
     """
+    base = base or {}
+    known = {*_SETTLED.split(), *_READ.split(), *_ONLY, *_ROPE_ONLY}
+    for key, value in arguments.items():
+        if key not in known:
+            raise _refuse(key, value, "arguments of VisionTransformer and Eva that have a counterpart here")
+    _check_only(arguments, _ONLY)
     fields: dict[str, Any] = {}
-    for key, name in (("num_heads", "num_heads"), ("img_size", "image_size"), ("rope_temperature", "rope_temperature")):
+    for key, name in (("num_heads", "num_heads"), ("img_size", "image_size")):
         if arguments.get(key) is not None:
             value = arguments[key]
             fields[name] = tuple(value) if isinstance(value, list) else value
+    heads = arguments.get("attn_pool_num_heads")
+    if heads is not None and heads != fields.get("num_heads", base.get("num_heads")):
+        raise _refuse("attn_pool_num_heads", heads, "as many heads as in the blocks")
     if "dynamic_img_size" in arguments:
         fields["has_dynamic_size"] = bool(arguments["dynamic_img_size"])
     if arguments.get("init_values"):
         fields["layer_scale"] = float(arguments["init_values"]) if inferred["layer_scale"] else 0.0
-    if match := re.search(r"eps=([\d.e+-]+)", str(arguments.get("norm_layer", ""))):
-        fields["epsilon"] = float(match[1])
-    if arguments.get("act_layer") and inferred["mlp"] != "swiglu":
-        fields["activation"] = _activation(str(arguments["act_layer"]))
+    if "norm_layer" in arguments:
+        fields |= _norm_fields(arguments["norm_layer"], inferred)
+    if arguments.get("swiglu_mlp") is not None:  # Eva's, which takes no act_layer
+        fields["activation"] = "silu" if arguments["swiglu_mlp"] else "gelu"
+    if "act_layer" in arguments:
+        fields["activation"] = _among("act_layer", arguments["act_layer"] or "gelu", _ACTIVATIONS)
     if "no_embed_class" in arguments:
         fields["position_tokens"] = "patches" if arguments["no_embed_class"] else "all"
-    if arguments.get("use_rot_pos_emb"):
-        fields["rope"] = "dinov3" if arguments.get("rope_type") == "dinov3" else "eva"
-        if reference := arguments.get("ref_feat_shape"):
-            fields["rope_reference_grid"] = tuple(reference) if isinstance(reference, list) else (reference, reference)
-    if arguments.get("use_post_norm") or "ResPost" in str(arguments.get("block_fn", "")):
-        fields["norm_position"] = "post"
-    if pool := arguments.get("global_pool"):
-        fields["pooling"] = {"token": "class", "avg": "mean", "map": "map"}.get(pool, inferred["pooling"])
+    fields |= _rope_fields(arguments, base)
+    if arguments.get("use_post_norm") is not None:
+        fields["norm_position"] = "post" if arguments["use_post_norm"] else "pre"
+    if arguments.get("block_fn") is not None:
+        blocks = {"block": "pre", "respostblock": "post", "parallelthingsblock": "pre"}
+        block = _layer(arguments["block_fn"])
+        if block not in blocks:
+            raise _refuse("block_fn", arguments["block_fn"], "block_fn of Block, ResPostBlock, ParallelThingsBlock")
+        fields["norm_position"] = blocks[block]
+    if pooling := pooling_of(arguments, inferred["num_classes"]):
+        fields["pooling"] = pooling
     return fields
+
+
+def unread(arguments: Mapping[str, Any]) -> list[str]:
+    """Returns the arguments that only `fields_from_arguments` reads, sorted."""
+    return sorted(key for key in arguments if key not in {*_SETTLED.split(), "img_size", "global_pool"})
+
+
+def settle_pooling(
+    base: Mapping[str, Any], inferred: Mapping[str, Any], told: str | None, name: str
+) -> tuple[dict[str, Any], list[str]]:
+    """Returns how a file of a named architecture pools and where it normalises last, and notes on what differs.
+
+    timm takes both from one argument, so files of one name have either. What is told or proven counts: `fc_norm`
+    proves pooling, and of the mean where nothing else is said. `norm` alone proves no other pooling.
+
+    Args:
+        base: Fields of the named architecture.
+        inferred: What the tensors settle (`infer_fields`).
+        told: Pooling that the config beside the file or the user names, if they do.
+        name: Name of the architecture, for the notes.
+    """
+    settled = {"pooling": told or base["pooling"], "final_norm": base["final_norm"]}
+    if inferred["final_norm"] == "pooled" != base["final_norm"]:
+        settled["final_norm"] = "pooled"
+        if told is None and settled["pooling"] == "class":
+            settled["pooling"] = "mean"
+    elif told is not None and inferred["final_norm"] == "tokens" and base["final_norm"] == "pooled":
+        settled["final_norm"] = "tokens"
+    text = ", ".join(f"{key}={value!r}" for key, value in settled.items() if value != base[key])
+    return settled, [f"{text}, as the file has it; {name} itself differs there"] if text else []
+
+
+def check_import(config: ViTConfig, style: Mapping[str, Any], source: str) -> None:
+    """Raises `WeightsError` if timm's model computes something else than ours, with the same tensors."""
+    if _pools_prefix(config, style):
+        raise WeightsError(
+            f"Cannot import {source}. Expected attention pooling over patches. Received: timm's Eva with "
+            f"global_pool='map' and {config.num_prefix_tokens} tokens before the patches, which it pools too. Import a "
+            "model with another pooling, or without class token and registers."
+        )
+
+
+def _pools_prefix(config: ViTConfig, style: Mapping[str, Any]) -> bool:
+    """Whether timm would pool the prefix too, which we leave out: its Eva does, its VisionTransformer does not."""
+    is_eva = style["is_eva"] or config.rope != "none"
+    return is_eva and config.pooling == "map" and config.num_prefix_tokens > 0
 
 
 def read_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -346,6 +520,10 @@ def unexpressed(config: ViTConfig, style: Mapping[str, Any]) -> list[str]:
         ),
         (is_eva and config.norm == "rms", "rotary or key-bias-free attention with norm='rms'"),
         (is_eva and config.use_qkv_bias and config.use_key_bias, "rotary attention with use_key_bias=True"),
+        (
+            _pools_prefix(config, style),
+            "rotary or key-bias-free attention with pooling='map' and tokens before the patches",
+        ),
         (is_eva and bool(together), f"rotary or key-bias-free attention with {' and '.join(together)}"),
     )
     return [reason for is_wrong, reason in checks if is_wrong]
