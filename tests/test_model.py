@@ -257,3 +257,14 @@ def test_images_must_be_normalized_and_of_known_size(has_dynamic_size):
     with pytest.raises(ConfigError, match=r"Expected images of shape \(B, H, W, C\) .* images\.shape=\(8, 8, 3\)"):
         model(np.zeros((8, 8, 3), "float32"))
     assert model(keras.Input((8, 8, 3))).shape == (None, 5)
+
+
+def test_features_by_another_pooling():
+    model = VisionTransformer(SMALL.replace(num_registers=1, pooling="class_mean"))
+    images = random_array(2, 8, 8, 3)
+    both = to_numpy(model.features(images))
+    np.testing.assert_array_equal(to_numpy(model.features(images, pooling="class")), both[:, :16])
+    np.testing.assert_array_equal(to_numpy(model.features(images, pooling="mean")), both[:, 16:])
+    without = VisionTransformer(SMALL.replace(use_class_token=False, pooling="mean"))
+    with pytest.raises(ConfigError, match=r"Cannot pool the class token of .* Pass pooling='mean'"):
+        without.features(images, pooling="class")

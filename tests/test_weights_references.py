@@ -33,7 +33,7 @@ def test_reference(name, tmp_path):
     np.testing.assert_allclose(to_numpy(model(images)), outputs["logits"], atol=1e-5)
     np.testing.assert_allclose(to_numpy(model.tokens(images)), outputs["tokens"], atol=1e-5)
     if name.startswith(("hf_deit_distilled", "hf_dinov2")):  # there, what is stored is the class token
-        features = to_numpy(model.tokens(images))[:, 0]
+        features = to_numpy(model.features(images, pooling="class"))
     else:
         features = to_numpy(model.features(images))
     np.testing.assert_allclose(features, outputs["features"], atol=1e-5)

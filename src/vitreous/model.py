@@ -1,7 +1,7 @@
 """The Vision Transformer, from an image to logits, and the way from a name to a new one."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import keras
 import numpy as np
@@ -290,15 +290,28 @@ class VisionTransformer(keras.Model):
             x = layer(x, rope=rope)
         return self._leave(x) if block is None else x
 
-    def features(self, images: Any, block: int | None = None) -> Any:
+    def features(
+        self, images: Any, block: int | None = None, *, pooling: Literal["class", "mean"] | None = None
+    ) -> Any:
         """Returns pooled features (B, features_dim): the head's input, or the same reading of an earlier block.
 
         Args:
             images: (B, H, W, C), as in a call.
             block: Index of the block, negative from the end; None for the last. The final norm is always applied.
+            pooling: `"class"` for the class token alone (the features of DINOv2 and distilled DeiT in transformers'
+                terms), `"mean"` for the mean over patch tokens; both (B, D). Default: what the head reads.
         """
         tokens = self.tokens(images, block)
-        return self.pool(tokens if block is None else self._leave(tokens))
+        tokens = tokens if block is None else self._leave(tokens)
+        if pooling is None:
+            return self.pool(tokens)
+        if pooling == "class" and not self.config.use_class_token:
+            raise ConfigError(
+                f"Cannot pool the class token of {self.name}. Expected a model that has one. "
+                "Received: use_class_token=False. Pass pooling='mean'."
+            )
+        prefix = self.config.num_prefix_tokens
+        return tokens[:, 0] if pooling == "class" else ops.mean(tokens[:, prefix:], axis=1)
 
     def attention(self, images: Any, blocks: Sequence[int] | None = None) -> list[Any]:
         """Returns attention weights.
