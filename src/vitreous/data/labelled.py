@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from vitreous.data.folders import find_splits, list_folder, read_folder, shorten
-from vitreous.data.sources import Dataset, ImageSet, is_built_in, load_dataset
+from vitreous.data.sources import Dataset, ImageSet, image_set_of, is_built_in, load_dataset
 from vitreous.errors import DataError
 
 
@@ -79,12 +79,7 @@ def load_evaluation_images(
             )
         contents = read_folder(root, min_classes=1)
         files = [file for files in contents.splits.values() for file in files]
-        images = ImageSet(
-            [file.name for file in files],
-            [file.label for file in files],
-            root=root,
-            file_sizes=[file.num_bytes for file in files],
-        )
+        images = image_set_of(root, files)
         found, names, broken = "all", contents.class_names, contents.broken
     else:
         found, names, broken = split or "test", dataset.class_names, dataset.broken

@@ -264,7 +264,7 @@ def _load_digits(seed: int, val_fraction: float) -> Dataset:
 
 def _load_folder(root: Path, seed: int, val_fraction: float, test_fraction: float) -> Dataset:
     contents = read_folder(root)
-    splits = {split: _image_set(root, files) for split, files in contents.splits.items() if files}
+    splits = {split: image_set_of(root, files) for split, files in contents.splits.items() if files}
     notes = contents.notes
     if "all" in splits:
         splits["train"] = splits.pop("all")
@@ -298,7 +298,8 @@ def _load_folder(root: Path, seed: int, val_fraction: float, test_fraction: floa
     )
 
 
-def _image_set(root: Path, files: list[ImageFile]) -> ImageSet:
+def image_set_of(root: Path, files: list[ImageFile]) -> ImageSet:
+    """Returns the images of `read_folder`'s files, which must be at least one."""
     names, sizes, labels = zip(*((file.name, file.num_bytes, file.label) for file in files), strict=True)
     return ImageSet(names, labels, root=root, file_sizes=sizes)
 
