@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from vitreous.data import pipeline
+from vitreous.data.image_set import ImageSet
 from vitreous.data.images import resize_image
 from vitreous.data.pipeline import Loader
-from vitreous.data.sources import ImageSet
 from vitreous.errors import ConfigError
 from vitreous.spec import AugmentConfig, InputSpec
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitreous.data.sources import ImageSet, list_image_files, load_dataset
+from vitreous.data.image_set import ImageSet
+from vitreous.data.sources import list_image_files, load_dataset
 from vitreous.errors import ConfigError, DataError, ImageError, MissingPathError
 
 
@@ -315,7 +316,7 @@ def test_digits():
     assert min(np.bincount(first.splits["test"].labels)) >= 34
     image = first.splits["train"].load(0, 1)
     assert image.shape == (8, 8, 1) and image.dtype == np.uint8
-    assert np.max(first.splits["train"].arrays) == 255
+    assert max(example.image.max() for example in first.splits["train"]) == 255
     colour = first.splits["train"].load(0)
     assert colour.shape == (8, 8, 3) and (colour == image).all()
     assert first.splits["train"].names[0].startswith("digits/")
@@ -339,7 +340,7 @@ def test_fingerprint(tmp_path):
 
 def test_fingerprint_covers_pixels_in_memory():
     def fingerprint(value):
-        from vitreous.data.sources import Dataset
+        from vitreous.data.image_set import Dataset
 
         images = ImageSet(["x"], [0], arrays=np.full((1, 2, 2, 1), value, "uint8"))
         return Dataset(name="m", root=None, class_names=("a", "b"), splits={"train": images}).fingerprint
@@ -380,7 +381,7 @@ def test_image_set_of_files(tmp_path):
     with pytest.raises(MissingPathError, match=r"^Cannot read the image c\.png\."):
         images.load(2)
     assert ImageSet([str(tmp_path / "a/1.png")]).load(0).shape == (4, 5, 3)
-    with pytest.raises(DataError, match=r"Received: 2 names, 1 labels, 2 file sizes, no arrays\. Pass one of each"):
+    with pytest.raises(DataError, match=r"Received: 2 names, 1 labels, 2 rows, 2 file sizes\. Pass one of each"):
         ImageSet(["a", "b"], [0])
 
 

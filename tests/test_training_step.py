@@ -5,25 +5,24 @@ import numpy as np
 import pytest
 from layer_harness import to_numpy
 
-from vitreous.data import Batch
+from vitreous.data import Batch, ImageSet
 from vitreous.model import VisionTransformer, normalize_images
 from vitreous.spec import InputSpec, ViTConfig
+from vitreous.training.losses import Loss, create_loss
 from vitreous.training.recipe import OptimizerConfig
-from vitreous.training.step import compute_loss, create_optimizer, create_step
+from vitreous.training.step import create_optimizer, create_step
 
 SPEC = InputSpec(image_size=8)
 
 
-def create(changes=None, *, dtype=None, config=None):
+def create(changes=None, *, dtype=None, config=None, loss=None):
     vit = ViTConfig(
         image_size=8, patch_size=4, projection_dim=16, num_blocks=2, num_heads=2, num_classes=3, **(changes or {})
     )
     config = config or OptimizerConfig()
     model, average = (VisionTransformer(vit, dtype=dtype) for _ in range(2))
-    step = create_step(
-        model, average, create_optimizer(model, config), input_spec=SPEC, label_smoothing=config.label_smoothing
-    )
-    return step
+    loss = loss or Loss(num_classes=3, label_smoothing=config.label_smoothing)
+    return create_step(model, average, create_optimizer(model, config), input_spec=SPEC, loss=loss)
 
 
 def batch(seed=0, size=6):
@@ -39,15 +38,67 @@ def weights(model):
     return [to_numpy(v).copy() for v in model.trainable_variables]
 
 
+def log_softmax(logits):
+    return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+
+
+def compute(loss, *arguments):
+    return [float(to_numpy(value)) for value in loss(*arguments)]
+
+
+LOGITS = np.random.default_rng(0).standard_normal((4, 3)).astype("float32")
+LABELS, MASK = np.array([0, 2, 1, 1], "int32"), np.array([1, 1, 0, 1], "float32")
+
+
 def test_loss_is_the_smoothed_cross_entropy_of_the_mask():
-    logits = np.random.default_rng(0).standard_normal((4, 3)).astype("float32")
-    labels, mask = np.array([0, 2, 1, 1]), np.array([1, 1, 0, 1], "float32")
-    log_probabilities = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-    targets = np.eye(3)[labels] * 0.9 + 0.1 / 3
-    losses = -(targets * log_probabilities).sum(axis=1)
-    expected = (losses * mask).sum() / mask.sum()
-    assert float(to_numpy(compute_loss(logits, labels, mask, 0.1))) == pytest.approx(expected, abs=1e-6)
-    assert float(to_numpy(compute_loss(logits, labels, 0 * mask, 0.1))) == 0
+    targets = np.eye(3)[LABELS] * 0.9 + 0.1 / 3
+    losses = -(targets * log_softmax(LOGITS)).sum(axis=1)
+    right = (LOGITS.argmax(axis=1) == LABELS) @ MASK
+    loss = Loss(num_classes=3, label_smoothing=0.1)
+    assert compute(loss, LOGITS, LABELS, MASK) == pytest.approx([(losses * MASK).sum() / MASK.sum(), right], abs=1e-6)
+    assert compute(loss, LOGITS, LABELS, 0 * MASK) == [0, 0]
+
+
+def test_targets_of_mixed_images_are_shares():
+    targets = np.array([[0.7, 0.3, 0], [0, 0, 1], [1, 0, 0], [0, 0.4, 0.6]], "float32")
+    expected = -(targets * log_softmax(LOGITS)).sum(axis=1) @ MASK / MASK.sum()
+    right = (LOGITS.argmax(axis=1) == targets.argmax(axis=1)) @ MASK
+    assert compute(Loss(num_classes=3), LOGITS, targets, MASK) == pytest.approx([expected, right], abs=1e-6)
+
+
+def test_class_weights_make_classes_count_alike():
+    images = ImageSet(list("abcdef"), [0, 0, 0, 1, 1, 2], arrays=np.zeros((6, 2, 2, 3), "uint8"))
+    loss = create_loss(images, 3, balance="weights")
+    np.testing.assert_allclose(loss.class_weights, [6 / 9, 1, 2])
+    each = -log_softmax(LOGITS)[np.arange(4), LABELS]
+    weights = loss.class_weights[LABELS] * MASK
+    assert compute(loss, LOGITS, LABELS, MASK)[0] == pytest.approx(each @ weights / weights.sum(), abs=1e-6)
+
+
+def test_logit_adjustment_adds_log_frequencies():
+    images = ImageSet(list("abcdef"), [0, 0, 0, 1, 1, 2], arrays=np.zeros((6, 2, 2, 3), "uint8"))
+    shifted = log_softmax(LOGITS + np.log([3 / 6, 2 / 6, 1 / 6]))
+    expected = -shifted[np.arange(4), LABELS] @ MASK / MASK.sum()
+    right = (LOGITS.argmax(axis=1) == LABELS) @ MASK  # answers are those without the adjustment
+    loss = create_loss(images, 3, balance="logits")
+    assert compute(loss, LOGITS, LABELS, MASK) == pytest.approx([expected, right], abs=1e-6)
+
+
+def test_several_labels_are_questions_of_their_own():
+    targets = np.array([[1, 0, 1], [0, 0, 0], [1, 1, 1], [0, 1, 0]], bool)
+    images = ImageSet(list("abcd"), targets, arrays=np.zeros((4, 2, 2, 3), "uint8"))
+    sigmoid = 1 / (1 + np.exp(-LOGITS.astype("float64")))
+    for balance, positive in (("none", np.ones(3)), ("weights", np.array([1.0, 1.0, 1.0]))):
+        smooth = targets * 0.9 + 0.05
+        losses = -smooth * np.log(sigmoid) - (1 - smooth) * np.log(1 - sigmoid)
+        losses = (losses * np.where(targets, positive, 1)).mean(axis=1)
+        right = ((LOGITS > 0) == targets).mean(axis=1) @ MASK
+        loss = create_loss(images, 3, balance=balance, label_smoothing=0.1)
+        expected = [losses @ MASK / MASK.sum(), right]
+        assert compute(loss, LOGITS, targets.astype("float32"), MASK) == pytest.approx(expected, abs=1e-6)
+    rare = images.take([0, 3, 3, 3])
+    np.testing.assert_allclose(create_loss(rare, 3, balance="weights").class_weights, [3, 1 / 3, 3])
+    np.testing.assert_allclose(create_loss(rare, 3, balance="logits").log_priors, np.log([1 / 3, 3, 1 / 3]))
 
 
 def test_one_step_is_adamw_with_decay_on_kernels_only():
@@ -85,10 +136,10 @@ def test_reported_loss_and_count_are_those_of_the_model():
     b = batch()
     b.mask[-1] = False
     logits = step.model(normalize_images(b.images, SPEC))
-    expected = to_numpy(compute_loss(logits, b.labels, b.mask.astype("float32"), 0.1))
+    expected = compute(step.loss, logits, b.labels, b.mask.astype("float32"))[0]
     right = (to_numpy(logits).argmax(axis=1) == b.labels)[b.mask].sum()
     loss, correct = step(b, learning_rate=1e-3, decay=0.9)
-    assert float(loss) == pytest.approx(float(expected), abs=1e-5)
+    assert float(loss) == pytest.approx(expected, abs=1e-5)
     assert int(correct) == right
 
 

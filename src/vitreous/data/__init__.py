@@ -2,24 +2,29 @@
 nor scikit-learn.
 """
 
+from vitreous.data.image_set import Dataset, Example, ImageSet
 from vitreous.data.images import IMAGE_SUFFIXES, check_image_header, decode_image, resize_image
 from vitreous.data.labelled import LabelledImages, load_evaluation_images
 from vitreous.data.pipeline import Batch, Loader
-from vitreous.data.sources import BUILT_IN, Dataset, Example, ImageSet, list_image_files, load_dataset
+from vitreous.data.sources import BUILT_IN, list_image_files, load_dataset
 from vitreous.data.splits import stratified_split
+from vitreous.data.stores import ArrayStore, FolderStore, Store
 from vitreous.data.transforms import augment_image, example_generator
 from vitreous.spec import AugmentConfig
 
 __all__ = [
     "BUILT_IN",
     "IMAGE_SUFFIXES",
+    "ArrayStore",
     "AugmentConfig",
     "Batch",
     "Dataset",
     "Example",
+    "FolderStore",
     "ImageSet",
     "LabelledImages",
     "Loader",
+    "Store",
     "augment_image",
     "check_image_header",
     "decode_image",

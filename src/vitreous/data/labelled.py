@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from vitreous.data.folders import find_splits, list_folder, read_folder, shorten
-from vitreous.data.sources import Dataset, ImageSet, image_set_of, is_built_in, load_dataset
+from vitreous.data.image_set import Dataset, ImageSet
+from vitreous.data.sources import image_set_of, is_built_in, load_dataset
 from vitreous.errors import DataError
 
 
@@ -95,9 +96,7 @@ def load_evaluation_images(
             f"Received: unknown classes {shorten(unknown)}. Rename the folders, or pass the run that knows them."
         )
     position = np.array([class_names.index(name) for name in names], dtype="int32")
-    relabelled = ImageSet(
-        images.names, position[images.labels], root=images.root, arrays=images.arrays, file_sizes=images.file_sizes
-    )
+    relabelled = images.with_labels(position[images.labels])
     return LabelledImages(relabelled, found, broken)
 
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from vitreous.data.image_set import ImageSet
 from vitreous.data.images import resize_image
-from vitreous.data.sources import ImageSet
 from vitreous.data.transforms import augment_image, example_generator
 from vitreous.errors import ImageError, MissingPathError
 from vitreous.spec import AugmentConfig, InputSpec, check

@@ -1,178 +1,18 @@
 """Where images come from: folders, and data sets that come along. A `Dataset` holds names and labels, not pixels."""
 
 import difflib
-import functools
-import hashlib
-import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from pathlib import Path
-from typing import overload
 
 import numpy as np
 
 from vitreous.data.folders import LAYOUT, ImageFile, folder_error, is_image_name, read_folder, shorten, walk_files
-from vitreous.data.images import decode_image
+from vitreous.data.image_set import Dataset, ImageSet
 from vitreous.data.splits import check_fractions, stratified_split
 from vitreous.errors import DataError, MissingPathError
 
 BUILT_IN = ("digits",)
 """Data sets that need no folder."""
-
-
-@dataclass(frozen=True, eq=False)
-class Example:
-    """One image and its label.
-
-    Args:
-        image: uint8, (H, W, C).
-        label: Class, from 0; -1 if it is not known.
-    """
-
-    image: np.ndarray
-    label: int
-
-
-class ImageSet(Sequence[Example]):
-    """Images in an order, each with a name and a label; the pixels are read when asked for.
-
-    Args:
-        names: A name for each image. For files, the path relative to `root`.
-        labels: Class of each image, from 0. Default: -1, not known.
-        root: Folder of the files.
-        arrays: The images themselves, uint8 of shape (N, H, W, C), or a list of (H, W, C); `root` is then not used.
-        file_sizes: Bytes of each file, where known.
-
-    Example:
-        >>> import numpy as np
-        >>> images = ImageSet(["a", "b"], [0, 1], arrays=np.zeros((2, 8, 8, 1), "uint8"))
-        >>> images.load(1, num_channels=3).shape
-        (8, 8, 3)
-    """
-
-    def __init__(
-        self,
-        names: Sequence[str],
-        labels: Sequence[int] | np.ndarray | None = None,
-        *,
-        root: str | Path | None = None,
-        arrays: Sequence[np.ndarray] | np.ndarray | None = None,
-        file_sizes: Sequence[int] | np.ndarray | None = None,
-    ):
-        self.names = list(names)
-        self.labels = np.asarray(np.full(len(self.names), -1) if labels is None else labels, "int32")
-        self.root = None if root is None else Path(root)
-        self.arrays = arrays
-        self.file_sizes = np.asarray(np.zeros(len(self.names)) if file_sizes is None else file_sizes, "int64")
-        parts = (self.names, self.labels, self.file_sizes, self.names if arrays is None else arrays)
-        if len({len(part) for part in parts}) != 1:
-            raise DataError(
-                "Cannot build an ImageSet. Expected as many labels, sizes and arrays as names. Received: "
-                f"{len(self.names)} names, {len(self.labels)} labels, {len(self.file_sizes)} file sizes, "
-                f"{'no' if arrays is None else len(arrays)} arrays. Pass one of each for every image."
-            )
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-    @overload
-    def __getitem__(self, index: slice) -> "ImageSet": ...
-    def __getitem__(self, index: int | slice) -> "Example | ImageSet":
-        if isinstance(index, slice):
-            return self.take(range(len(self))[index])
-        index = range(len(self))[index]
-        return Example(self.load(index), int(self.labels[index]))
-
-    def __repr__(self) -> str:
-        return f"ImageSet({len(self)} images)"
-
-    def path(self, index: int) -> Path | None:
-        """Returns the file of an image, or None if it is held in memory."""
-        return None if self.arrays is not None else Path(self.root or "", self.names[index])
-
-    def load(self, index: int, num_channels: int = 3, *, min_size: int | None = None) -> np.ndarray:
-        """Reads the pixels of one image.
-
-        Args:
-            index: Position, from 0.
-            num_channels: 3 (RGB) or 1 (grey).
-            min_size: As for `decode_image`.
-
-        Returns:
-            uint8, (H, W, num_channels). An image held in memory is returned itself where its channels agree.
-
-        Raises:
-            ImageError: If the file is not a whole image.
-            MissingPathError: If the file is no longer there.
-        """
-        if self.arrays is None:
-            path = os.path.join(self.root or "", self.names[index])
-            return decode_image(path, num_channels, name=self.names[index], min_size=min_size)
-        array = self.arrays[index]
-        if array.shape[-1] == num_channels:
-            return array
-        if array.shape[-1] == 1:
-            return np.repeat(array, num_channels, axis=-1)
-        from PIL import Image
-
-        return decode_image(Image.fromarray(array), num_channels, name=self.names[index])
-
-    def take(self, indices: Iterable[int] | np.ndarray) -> "ImageSet":
-        """Returns the images at `indices`, in that order."""
-        places = np.fromiter(indices, "int64") if not isinstance(indices, np.ndarray) else indices
-        arrays = self.arrays
-        if arrays is not None:
-            arrays = arrays[places] if isinstance(arrays, np.ndarray) else [arrays[i] for i in places]
-        return ImageSet(
-            [self.names[i] for i in places],
-            self.labels[places],
-            root=self.root,
-            arrays=arrays,
-            file_sizes=self.file_sizes[places],
-        )
-
-
-@dataclass(kw_only=True)
-class Dataset:
-    """Images in splits, their classes, and what was found on the way.
-
-    Args:
-        name: Built-in name, or name of the folder.
-        root: The folder; None for a built-in set.
-        class_names: Name of each class; label k means `class_names[k]`.
-        splits: `ImageSet` under `"train"`, and under `"val"` and `"test"` where there are such images.
-        broken: Files that look like images by name and are not, with the reason; they are in no split.
-        num_ignored: Files that are no images by name, or that lie outside the class folders.
-        notes: Facts worth printing, a line each.
-    """
-
-    name: str
-    root: Path | None
-    class_names: tuple[str, ...]
-    splits: dict[str, ImageSet]
-    broken: dict[str, str] = field(default_factory=dict)
-    num_ignored: int = 0
-    notes: list[str] = field(default_factory=list)
-
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        """sha256 in hex over classes, splits, names, labels, file sizes, and pixels held in memory; not over `root`."""
-        digest = hashlib.sha256()
-
-        def add(*texts: str) -> None:
-            digest.update("\0".join((*texts, "\n")).encode("utf-8", "surrogateescape"))
-
-        add("classes", *self.class_names)
-        for split, images in sorted(self.splits.items()):
-            add("split", split, str(len(images)), *images.names)
-            digest.update(images.labels.astype("<i4").tobytes())
-            digest.update(images.file_sizes.astype("<i8").tobytes())
-            for array in () if images.arrays is None else images.arrays:
-                add("array", str(array.shape))
-                digest.update(np.ascontiguousarray(array).tobytes())
-        return digest.hexdigest()
 
 
 def is_built_in(data: str | Path) -> bool:

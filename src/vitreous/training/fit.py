@@ -13,6 +13,7 @@ from vitreous.errors import TrainingError
 from vitreous.evaluation import collect_logits, compute_metrics
 from vitreous.model import VisionTransformer, create_predict_function
 from vitreous.spec import InputSpec
+from vitreous.training.losses import Loss
 from vitreous.training.progress import Reporter, Status
 from vitreous.training.recipe import OptimizerConfig
 from vitreous.training.schedules import average_decay, learning_rate
@@ -71,6 +72,7 @@ def fit(
     *,
     input_spec: InputSpec,
     config: OptimizerConfig,
+    loss: Loss,
     class_names: tuple[str, ...],
     num_epochs: int | None = None,
     budget_seconds: float | None = None,
@@ -87,6 +89,7 @@ def fit(
         val: Validation batches, or None.
         input_spec: How images are normalised.
         config: Optimiser and schedule.
+        loss: What to make small.
         class_names: K names, in the order of the logits.
         num_epochs: Passes over the training data; or:
         budget_seconds: Wall-clock time to train for; the schedule follows the clock and ends with it.
@@ -108,7 +111,7 @@ def fit(
         average,
         create_optimizer(model, config),
         input_spec=input_spec,
-        label_smoothing=config.label_smoothing,
+        loss=loss,
     )
     predict = create_predict_function(average, input_spec)
     total_steps = (num_epochs or 0) * train.num_batches
@@ -142,11 +145,11 @@ def fit(
             )
             history.num_steps += 1
             decay = average_decay(history.num_steps, get_progress(), horizon_fraction=config.average_fraction)
-            loss, correct = step(batch, learning_rate=rate, decay=decay)
+            batch_loss, correct = step(batch, learning_rate=rate, decay=decay)
             if history.num_steps == 1:
-                _check_finite(float(loss), 1, config)
+                _check_finite(float(batch_loss), 1, config)
                 schedule_start = time.monotonic()
-            loss_sum, correct_sum = loss_sum + loss, correct_sum + correct
+            loss_sum, correct_sum = loss_sum + batch_loss, correct_sum + correct
             row_steps += 1
             row_images += (num_images := int(batch.mask.sum()))
             history.num_images += num_images

@@ -14,6 +14,8 @@ from vitreous.spec import AugmentConfig, Record, ViTConfig, check
 # Fields of ViTConfig that the data and other fields of a recipe decide.
 NOT_ARCHITECTURE = ("image_size", "num_channels", "num_classes", "has_dynamic_size")
 
+Balance = Literal["none", "weights", "sampling", "logits"]
+
 _UNITS = {"s": 1, "m": 60, "h": 3600}
 
 
@@ -78,6 +80,8 @@ class Recipe(Record):
         num_examples_seen: Images shown to the model in all, when neither epochs nor time are given.
         time: Time budget such as 90s, 20m or 1.5h, instead of epochs: the schedule ends when the time does.
         batch_size: Images per step.
+        balance: What is done about classes of unequal size: nothing (none), each class weighs the same in the loss
+            (weights) or is drawn equally often (sampling), or frequencies are added to the logits in training (logits).
         precision: float32, bfloat16 (weights stay float32), or auto: the faster one on this hardware.
         optimizer: How weights move.
         augment: How training images are varied.
@@ -92,6 +96,7 @@ class Recipe(Record):
     num_examples_seen: int = 300_000
     time: str | None = None
     batch_size: int = 64
+    balance: Balance = "none"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)

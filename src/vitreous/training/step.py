@@ -3,7 +3,7 @@
 `create_step` returns the class for the running backend. All three compute the same mathematics:
 
     logits   = model(normalize(images), training=True)
-    loss     = mean over the mask of the smoothed cross-entropy
+    loss     = loss(logits, labels, mask)
     weights  = AdamW(weights, clipped gradients)
     average += (1 - decay) * (weights - average)
 
@@ -19,6 +19,7 @@ from keras import ops
 from vitreous.data import Batch
 from vitreous.model import VisionTransformer, normalize_images
 from vitreous.spec import InputSpec
+from vitreous.training.losses import Loss
 from vitreous.training.recipe import OptimizerConfig
 
 # Not decayed: what has no direction to shrink in. Names are the last part of a weight's path.
@@ -45,31 +46,6 @@ def create_optimizer(model: VisionTransformer, config: OptimizerConfig) -> keras
     return optimizer
 
 
-def compute_loss(logits: Any, labels: Any, mask: Any, label_smoothing: float) -> Any:
-    """Returns the mean smoothed cross-entropy of the examples that the mask keeps.
-
-    Args:
-        logits: (B, K) float32.
-        labels: (B,) integers in [0, K).
-        mask: (B,) float32, 1 for a real example, 0 for padding.
-        label_smoothing: Share of the target spread evenly over all K classes.
-
-    Returns:
-        A float32 scalar, in nats; 0 if the mask keeps nothing.
-    """
-    mask = ops.convert_to_tensor(mask)
-    log_probabilities = ops.log_softmax(ops.cast(logits, "float32"), axis=-1)
-    truth = ops.take_along_axis(log_probabilities, ops.cast(labels, "int32")[:, None], axis=-1)[:, 0]
-    losses = -(1 - label_smoothing) * truth - label_smoothing * ops.mean(log_probabilities, axis=-1)
-    return ops.sum(losses * mask) / ops.maximum(ops.sum(mask), 1.0)
-
-
-def _count_correct(logits: Any, labels: Any, mask: Any) -> Any:
-    return ops.sum(
-        ops.cast(ops.cast(ops.argmax(logits, axis=-1), "int32") == ops.cast(labels, "int32"), "float32") * mask
-    )
-
-
 class Step:
     """What one step needs and keeps; a subclass for each backend does the work.
 
@@ -78,7 +54,7 @@ class Step:
         average: A second model of the same architecture, for the averaged weights; it starts as a copy.
         optimizer: From `create_optimizer(model, ...)`.
         input_spec: How images are normalised.
-        label_smoothing: Of the loss.
+        loss: What to make small.
 
     Call arguments:
         batch: A `Batch` of uint8 images.
@@ -86,7 +62,8 @@ class Step:
         decay: Of the averaged weights, in [0, 1).
 
     Returns:
-        The loss, and how many of the batch were answered right, both as scalars on the device: reading them waits.
+        The loss, and how many of the batch were answered right (see `Loss`), both as scalars on the device: reading
+        them waits.
     """
 
     def __init__(
@@ -96,13 +73,13 @@ class Step:
         optimizer: keras.optimizers.Optimizer,
         *,
         input_spec: InputSpec,
-        label_smoothing: float,
+        loss: Loss,
     ):
         self.model = model
         self.average = average
         self.optimizer = optimizer
         self.input_spec = input_spec
-        self.label_smoothing = label_smoothing
+        self.loss = loss
         average.set_weights(model.get_weights())
         self.setup()
 
@@ -117,9 +94,8 @@ class Step:
         """Puts the state of training into the Keras variables of model, average and optimizer."""
 
     def forward(self, images: Any, labels: Any, mask: Any) -> tuple[Any, Any]:
-        """Returns loss and logits in training mode."""
-        logits = self.model(normalize_images(images, self.input_spec), training=True)
-        return compute_loss(logits, labels, mask, self.label_smoothing), logits
+        """Returns the loss and the number of right answers, in training mode."""
+        return self.loss(self.model(normalize_images(images, self.input_spec), training=True), labels, mask)
 
 
 class JaxStep(Step):
@@ -139,14 +115,15 @@ class JaxStep(Step):
                 logits, other = model.stateless_call(
                     weights, other, normalize_images(images, self.input_spec), training=True
                 )
-                return compute_loss(logits, labels, mask, self.label_smoothing), (logits, other)
+                loss, correct = self.loss(logits, labels, mask)
+                return loss, (correct, other)
 
-            (loss, (logits, other)), gradients = jax.value_and_grad(objective, has_aux=True)(weights, other)
+            (loss, (correct, other)), gradients = jax.value_and_grad(objective, has_aux=True)(weights, other)
             optimizer_state = list(optimizer_state)
             optimizer_state[rate_index] = learning_rate
             weights, optimizer_state = optimizer.stateless_apply(optimizer_state, gradients, weights)
             average = [a + (1 - decay) * (w - a) for a, w in zip(average, weights, strict=True)]
-            return (weights, other, optimizer_state, average), loss, _count_correct(logits, labels, mask)
+            return (weights, other, optimizer_state, average), loss, correct
 
         self.step = jax.jit(step, donate_argnums=0)
         # Copies: a donated buffer must not be a Keras variable's own.
@@ -197,13 +174,13 @@ class TorchStep(Step):
         images, labels, mask = (
             ops.convert_to_tensor(x) for x in (batch.images, batch.labels, batch.mask.astype("float32"))
         )
-        loss, logits = self.forward(images, labels, mask)
+        loss, correct = self.forward(images, labels, mask)
         gradients = self.torch.autograd.grad(loss, self.weights)
         with self.torch.no_grad():
             self.optimizer.learning_rate = learning_rate
             self.optimizer.apply(list(gradients), self.model.trainable_variables)
             self.torch._foreach_lerp_(self.averages, [w.detach() for w in self.weights], 1 - decay)
-            return loss.detach(), _count_correct(logits, labels, mask)
+            return loss.detach(), correct
 
 
 class TensorFlowStep(Step):
@@ -217,11 +194,11 @@ class TensorFlowStep(Step):
 
         def step(images: Any, labels: Any, mask: Any, decay: Any) -> tuple[Any, Any]:
             with tf.GradientTape() as tape:
-                loss, logits = self.forward(images, labels, mask)
+                loss, correct = self.forward(images, labels, mask)
             self.optimizer.apply(tape.gradient(loss, weights), weights)
             for average, weight in zip(averages, weights, strict=True):
                 average.assign(average + (1 - decay) * (weight - average))
-            return loss, _count_correct(logits, labels, mask)
+            return loss, correct
 
         self.step = tf.function(step, jit_compile=True)
         self.constant = tf.constant

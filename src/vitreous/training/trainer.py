@@ -26,6 +26,7 @@ from vitreous.model import VisionTransformer, create_predict_function
 from vitreous.registry import count_parameters, get_spec
 from vitreous.spec import InputSpec, ModelSpec
 from vitreous.training.fit import History, Interrupt, fit
+from vitreous.training.losses import create_loss
 from vitreous.training.progress import Reporter
 from vitreous.training.recipe import Recipe, choose_recipe, load_recipe
 from vitreous.training.run import FORMAT, Run, RunWriter, load_model, load_run
@@ -151,6 +152,12 @@ def _train(
         val,
         input_spec=spec.input,
         config=settled.optimizer,
+        loss=create_loss(
+            dataset.splits["train"],
+            len(dataset.class_names),
+            balance=settled.balance,
+            label_smoothing=settled.optimizer.label_smoothing,
+        ),
         class_names=dataset.class_names,
         num_epochs=settled.epochs,
         budget_seconds=settled.budget_seconds,
