@@ -22,6 +22,7 @@ from vitreous.training.recipe import NOT_ARCHITECTURE, OptimizerConfig, Recipe
 
 if typing.TYPE_CHECKING:
     from vitreous.prediction import Prediction
+    from vitreous.training.folds import CrossValidation
 
 Backend = Literal["jax", "torch", "tensorflow"]
 
@@ -112,6 +113,7 @@ def train(
     pretrained: str | None = None,
     image_size: str | None = None,
     seed: int = 0,
+    folds: int | None = None,
     overwrite: Annotated[bool, Parameter(negative=())] = False,
     backend: Backend | None = None,
     data_options: Annotated[DataOptions | None, Parameter(name="*", group=_DATA)] = None,
@@ -127,13 +129,15 @@ def train(
     code 130).
 
     Args:
-        data: Folder with one folder a class, with or without train/ and val/ or test/ above them; a table (.csv, .tsv,
-            .jsonl, .parquet); or a built-in name: digits.
+        data: Folder with one folder a class, with or without train/ and val/ or test/ above them; a zip or tar of such
+            a folder; a table (.csv, .tsv, .jsonl, .parquet); WebDataset shards; or a built-in name: digits.
         out: Folder of the run. Default: the first free runs/DATA-N.
         recipe: Name of a recipe, or a TOML file. Default: chosen from the data.
         pretrained: Weights to start from: timm/NAME.TAG, hf:OWNER/NAME, or a local file or folder.
         image_size: Image height and width in pixels: 224, or 192x256. Default: the recipe's.
         seed: Decides splits, first weights, order and augmentation.
+        folds: Train so many runs, each with another part of the images as test set, and give mean and spread; with
+            --fold, train that one alone.
         overwrite: Replace a run that lies at --out, once the new one is whole.
         backend: Keras backend. Default: KERAS_BACKEND, else the fastest one installed for this hardware.
         data_options: Columns and splits.
@@ -152,18 +156,13 @@ def train(
     }
     _start_backend(backend)
     from vitreous.training import train as train_run
+    from vitreous.training import train_folds
     from vitreous.training.progress import create_reporter, format_seconds
 
-    run = train_run(
-        data,
-        out=out,
-        recipe=recipe,
-        pretrained=pretrained,
-        seed=seed,
-        overwrite=overwrite,
-        reporter=create_reporter(),
-        **changes,
-    )
+    changes |= {"out": out, "recipe": recipe, "pretrained": pretrained, "seed": seed, "overwrite": overwrite}
+    if folds is not None and changes.get("fold") is None:
+        return _say_folds(train_folds(data, num_folds=folds, reporter=create_reporter(), **changes))
+    run = train_run(data, reporter=create_reporter(), num_folds=folds, **changes)
     print(f"Trained  {format_seconds(run.metrics['train_seconds'])}, {run.metrics['num_images_seen']:,} images")
     for split in ("val", "test"):
         if split in run.metrics:
@@ -173,6 +172,21 @@ def train(
     print(f"Look at  {path}/README.md, {', '.join(f'{name}.png' for name in pictures)}")
     print(f"Use it   vitreous predict {shlex.quote(str(path))} IMAGE...")
     return 130 if run.metrics["is_interrupted"] else 0
+
+
+def _say_folds(result: "CrossValidation") -> int:
+    """Prints what the folds say together; returns the exit code."""
+    from vitreous.training.folds import spread_line
+
+    if result.is_interrupted:
+        return 130
+    for split in ("val", "test"):
+        spreads = {name: value for name, value in result.metrics.get(split, {}).items() if isinstance(value, dict)}
+        if spreads:
+            print(f"{split.capitalize():<8} " + ", ".join(spread_line(*item) for item in spreads.items()))
+    path = Path(os.path.relpath(result.path)) if result.path.absolute().is_relative_to(Path.cwd()) else result.path
+    print(f"Look at  {path}/README.md: mean ± standard deviation of {result.metrics['num_folds']} folds")
+    return 0
 
 
 def _accuracy_line(split: str, metrics: dict[str, Any]) -> str:

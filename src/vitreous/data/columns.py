@@ -116,6 +116,13 @@ class Rows:
                 f"classes={list(class_names)} in the column {column!r} of {len(rows)} labelled images",
                 f"Name the column of the labels with {_OPTIONS['labels']}.",
             )
+        if min_classes > 1 and not is_multi_label and len(class_names) == len(splits[main]) > 10:
+            raise source_error(
+                self.what,
+                "classes with several images each",
+                f"{len(class_names)} classes for {len(class_names)} images in the column {column!r}",
+                f"Name the column of the labels with {_OPTIONS['labels']}.",
+            )
         for split, places in splits.items():
             if unknown := sort_names({name for row in places for name in parsed[row] or ()} - used):
                 raise source_error(

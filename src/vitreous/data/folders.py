@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+
 from vitreous.data.contents import SPLIT_NAMES, Contents, leave_out_broken, shorten, source_error
 from vitreous.data.image_set import ImageSet
 from vitreous.data.images import IMAGE_SUFFIXES
@@ -33,7 +35,7 @@ class Tree(Protocol):
         """Yields the files below a folder, as (path relative to it, bytes), sorted; `seen` are not entered."""
         ...
 
-    def image_set(self, names: Sequence[str], labels: Sequence[int], sizes: Sequence[int]) -> ImageSet:
+    def image_set(self, names: Sequence[str], labels: Sequence[int] | np.ndarray, sizes: Sequence[int]) -> ImageSet:
         """Returns the files of these names as images."""
         ...
 
@@ -58,7 +60,7 @@ class FolderTree:
         """Yields the files below a folder."""
         return walk_files(os.path.join(self.root, prefix), seen=[os.path.join(self.root, each) for each in seen])
 
-    def image_set(self, names: Sequence[str], labels: Sequence[int], sizes: Sequence[int]) -> ImageSet:
+    def image_set(self, names: Sequence[str], labels: Sequence[int] | np.ndarray, sizes: Sequence[int]) -> ImageSet:
         """Returns files as images."""
         return ImageSet(names, labels, store=FolderStore(self.root), file_sizes=sizes)
 
@@ -74,10 +76,14 @@ class ListedTree:
         names: Path of each file; row n of `store` is file n.
         sizes: Bytes of each file.
         store: What reads them.
+        notes: Facts worth printing.
     """
 
-    def __init__(self, what: str, root: str, names: Sequence[str], sizes: Sequence[int], store: Store):
+    def __init__(
+        self, what: str, root: str, names: Sequence[str], sizes: Sequence[int], store: Store, notes: Iterable[str] = ()
+    ):
         self.what, self.root, self.store = what, root, store
+        self.notes = list(notes)
         self.rows = {name: row for row, name in enumerate(names) if not _is_hidden(name)}
         self._folders: dict[str, set[str]] = {"": set()}
         self._files: dict[str, list[tuple[str, int]]] = {}
@@ -111,7 +117,7 @@ class ListedTree:
             yield from ((inner + name, size) for name, size in files)
             pending += [f"{inner}{name}/" for name in reversed(folders)]
 
-    def image_set(self, names: Sequence[str], labels: Sequence[int], sizes: Sequence[int]) -> ImageSet:
+    def image_set(self, names: Sequence[str], labels: Sequence[int] | np.ndarray, sizes: Sequence[int]) -> ImageSet:
         """Returns files as images, named as from `top`."""
         rows = [self.rows[self.top + name] for name in names]
         return ImageSet(names, labels, store=self.store, rows=rows, file_sizes=sizes)

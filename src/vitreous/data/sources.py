@@ -5,16 +5,26 @@ No pixels are read but those of headers.
 """
 
 import difflib
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from vitreous.data.archives import (
+    ARCHIVE_SUFFIXES,
+    archive_suffix,
+    index_tar,
+    tree_of_tar,
+    tree_of_zip,
+)
 from vitreous.data.built_in import BUILT_IN, is_built_in, load_built_in
+from vitreous.data.columns import Rows
 from vitreous.data.contents import Contents, join_images, members_of, shorten, source_error
-from vitreous.data.folders import LAYOUT, folder_error, is_image_name, read_folder, walk_files
+from vitreous.data.folders import LAYOUT, ListedTree, Tree, folder_error, is_image_name, read_folder, walk_files
 from vitreous.data.image_set import Dataset, ImageSet
+from vitreous.data.shards import is_pattern, is_shard, match_files, read_shards, shards_in
 from vitreous.data.splits import assign_folds, split_examples
 from vitreous.data.tables import TABLE_SUFFIXES, read_table
 from vitreous.errors import DataError, MissingPathError
@@ -28,6 +38,9 @@ def load_dataset(data: str | Path, *, seed: int = 0, config: DataConfig | None =
 
     - A folder with one folder for each class; or train/ (training/), val/ (valid/, validation/) and test/ (testing/),
       in any case, with one folder for each class in them. Images in folders below a class count for that class.
+    - An archive (.zip, .tar, .tar.gz ...) laid out as such a folder.
+    - WebDataset shards: a .tar, a folder of them, or a pattern (`"shard-{000..012}.tar"`), with labels in .cls, .txt or
+      .json members.
     - A table (.csv, .tsv, .jsonl, .parquet) with a column of paths, URLs or (Parquet) bytes, a column of labels, one
       label or several, and perhaps a column that says train, val or test. Paths count from the table's folder.
 
@@ -89,6 +102,8 @@ def read_source(data: str | Path, config: DataConfig, *, min_classes: int = 2) -
     """
     if is_built_in(data):
         return load_built_in(str(data))
+    if is_pattern(data):
+        return _match_shards(str(data), config).label(config, min_classes=min_classes)
     path = Path(data)
     if not path.exists():
         nearest = difflib.get_close_matches(str(data), BUILT_IN, n=1)
@@ -98,13 +113,49 @@ def read_source(data: str | Path, config: DataConfig, *, min_classes: int = 2) -
             + (f"Did you mean {nearest[0]}?" if nearest else "Check the path.")
         )
     if path.is_dir():
+        if shards := shards_in(path):
+            name = path.resolve().name
+            return read_shards(shards, config, name=name, source=str(path)).label(config, min_classes=min_classes)
         return read_folder(path, min_classes=min_classes)
     if path.suffix.lower() in TABLE_SUFFIXES:
         return read_table(path, config).label(config, min_classes=min_classes)
+    if archive_suffix(path):
+        tree = _open_archive(path, config)
+        if isinstance(tree, Rows):
+            return tree.label(config, min_classes=min_classes)
+        contents = read_folder(tree, min_classes=min_classes)
+        contents.name = _archive_name(path)
+        contents.notes = [*tree.notes, *contents.notes]
+        return contents
     raise DataError(
-        f"Cannot load the data set {data}. Expected a folder, or a table ({', '.join(TABLE_SUFFIXES)}). "
-        f"Received: a file of another kind. The layout of a folder is {LAYOUT}."
+        f"Cannot load the data set {data}. Expected a folder, a table ({', '.join(TABLE_SUFFIXES)}) or an archive "
+        f"({', '.join(ARCHIVE_SUFFIXES)}). Received: a file of another kind. The layout of a folder is {LAYOUT}."
     )
+
+
+def _match_shards(pattern: str, config: DataConfig) -> Rows:
+    """Returns the examples in the shards that a pattern stands for."""
+    paths = match_files(pattern)
+    if other := [path.name for path in paths if path.suffix != ".tar"]:
+        raise source_error(
+            f"the files {pattern}", "tar shards", shorten(other), "Name one file, a folder, or a pattern of .tar files."
+        )
+    name = re.sub(r"[-_.]+$", "", re.split(r"[{*?]", Path(pattern).name)[0]) or Path(pattern).resolve().parent.name
+    return read_shards(paths, config, name=name, source=pattern)
+
+
+def _archive_name(path: Path) -> str:
+    return path.name[: -len(archive_suffix(path) or "")]
+
+
+def _open_archive(path: Path, config: DataConfig) -> ListedTree | Rows:
+    """Returns what an archive holds: a tree, or the examples of a shard."""
+    if archive_suffix(path) == ".zip":
+        return tree_of_zip(path, path)
+    index = index_tar(path)
+    if is_shard(index):
+        return read_shards([path], config, name=_archive_name(path), source=str(path), indices=[index])
+    return tree_of_tar(index, path)
 
 
 def source_path(data: str | Path) -> str | Path:
@@ -296,9 +347,26 @@ def load_images(paths: str | Path | Iterable[str | Path], config: DataConfig | N
     return join_images(parts)
 
 
+def _images_in(tree: Tree) -> ImageSet:
+    """Returns all images of a tree."""
+    found = sorted((name, size) for name, size in tree.walk("") if is_image_name(name))
+    if not found:
+        raise source_error(tree.what, "image files in it", "none", "Name one that has some.")
+    names, sizes = zip(*found, strict=True)
+    return tree.image_set(names, np.full(len(names), -1), sizes)
+
+
 def _images_at(path: str | Path, config: DataConfig) -> ImageSet:
     if is_built_in(path):
         return load_built_in(str(path)).all_images()
-    if Path(path).is_file() and Path(path).suffix.lower() in TABLE_SUFFIXES:
-        return read_table(Path(path), config).images()
+    if is_pattern(path):
+        return _match_shards(str(path), config).images()
+    path = Path(path)
+    if path.is_file() and path.suffix.lower() in TABLE_SUFFIXES:
+        return read_table(path, config).images()
+    if path.is_dir() and (shards := shards_in(path)):
+        return read_shards(shards, config, name=path.name, source=str(path)).images()
+    if path.is_file() and archive_suffix(path):
+        tree = _open_archive(path, config)
+        return tree.images() if isinstance(tree, Rows) else _images_in(tree)
     return ImageSet([str(file) for file in list_image_files([path])])

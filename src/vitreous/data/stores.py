@@ -95,7 +95,11 @@ class SpanStore:
     """
 
     def __init__(
-        self, paths: Sequence[Path], files: Sequence[int], offsets: Sequence[int], sizes: Sequence[int] | np.ndarray
+        self,
+        paths: Sequence[Path],
+        files: Sequence[int] | np.ndarray,
+        offsets: Sequence[int],
+        sizes: Sequence[int] | np.ndarray,
     ):
         self.paths = list(paths)
         self.files = np.asarray(files, "int32")

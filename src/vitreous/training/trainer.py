@@ -78,7 +78,7 @@ def train(
     ```
     """
     reporter = reporter or Reporter()
-    split, changes = _split_options(data, seed, changes)
+    split, changes = split_options(data, seed, changes)
     dataset = data if isinstance(data, Dataset) else load_dataset(data, **split)
     recipe_name, settled = _settle_recipe(recipe or ("finetune" if pretrained else None), dataset, changes)
     if pretrained is None:
@@ -102,7 +102,7 @@ def train(
         num_epochs = max(round(settled.num_examples_seen / len(train_images)), 1)
         settled = dataclasses.replace(settled, epochs=num_epochs)
     policy = select_precision(settled.precision, keras.backend.backend())
-    writer = RunWriter(out or _free_path(dataset.name), overwrite=overwrite)
+    writer = RunWriter(out or free_path(dataset.name), overwrite=overwrite)
     with Interrupt() as interrupt:
         try:
             _train(reporter, interrupt, writer, dataset, loader, recipe_name, settled, spec, weights, split, policy)
@@ -190,7 +190,7 @@ def _train(
 _FEW_STEPS = 20
 
 
-def _split_options(
+def split_options(
     data: str | Path | Dataset, seed: int, changes: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns the options that decide how data are read and split, as they were resolved, and the other changes."""
@@ -266,7 +266,7 @@ def _readable(images: ImageSet, indices: Iterable[int], num_channels: int = 3) -
             yield images.load(int(i), num_channels)
 
 
-def _free_path(name: str) -> Path:
+def free_path(name: str) -> Path:
     """Returns the first `runs/NAME-N` that does not exist."""
     number = 1
     while (path := Path("runs", f"{name}-{number}")).exists():
