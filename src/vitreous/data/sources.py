@@ -55,7 +55,8 @@ def load_dataset(data: str | Path, *, seed: int = 0, config: DataConfig | None =
 
     Args:
         data: One of the above, or the name of a built-in set: `"digits"` (1797 grey images of 8x8 pixels, 360 of them
-            for test whatever the seed). A folder of that very name is reached as `./digits`.
+            for test whatever the seed); `"cifar10"`, `"cifar100"`, `"mnist"`, `"fashion_mnist"` (fetched by Keras into
+            its cache). A folder of that very name is reached as `./digits`.
         seed: Decides what is drawn.
         config: Columns and splits. Default: `DataConfig()`.
         **changes: Fields of `DataConfig` that differ from `config`.
@@ -108,7 +109,7 @@ def read_source(data: str | Path, config: DataConfig, *, min_classes: int = 2) -
     if not path.exists():
         nearest = difflib.get_close_matches(str(data), BUILT_IN, n=1)
         raise MissingPathError(
-            f"Cannot load the data set {data}. Expected a folder, or a built-in name: {', '.join(BUILT_IN)}. "
+            f"Cannot load the data set {data}. Expected a folder, a file, or a built-in name: {', '.join(BUILT_IN)}. "
             f"Received: data={str(data)!r}, which does not exist. "
             + (f"Did you mean {nearest[0]}?" if nearest else "Check the path.")
         )
