@@ -53,7 +53,8 @@ def _load_from_keras(name: str) -> Contents:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(
             f"Cannot load the data set {name}. Expected its files in the cache of Keras (KERAS_HOME, else "
-            f"~/.keras), or a network to fetch them by. Received: {reason}. Fetch them where there is a network, or pass a folder of images."
+            f"~/.keras), or a network to fetch them by. Received: {reason}. Fetch them where there "
+            "is a network, or pass a folder of images."
         ) from error
     splits = {}
     for split, images, labels in (("train", train_images, train_labels), ("test", test_images, test_labels)):
@@ -64,13 +65,15 @@ def _load_from_keras(name: str) -> Contents:
 
 
 _DIGITS = tuple("0123456789")
-_CIFAR100 = """apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly
-camel can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant
-flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree
-motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate poppy
-porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake spider squirrel
-streetcar sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip turtle wardrobe whale
-willow_tree wolf woman worm"""
+_CIFAR100 = """
+apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle
+caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant flatfish
+forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree motorcycle
+mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate poppy porcupine
+possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake spider squirrel streetcar
+sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip turtle wardrobe whale
+willow_tree wolf woman worm
+"""
 _CLASS_NAMES = {
     "cifar10": ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
     "cifar100": tuple(_CIFAR100.split()),

@@ -23,6 +23,7 @@ from vitreous.data.built_in import BUILT_IN, is_built_in, load_built_in
 from vitreous.data.columns import Rows
 from vitreous.data.contents import Contents, join_images, members_of, shorten, source_error
 from vitreous.data.folders import LAYOUT, ListedTree, Tree, folder_error, is_image_name, read_folder, walk_files
+from vitreous.data.huggingface import is_saved_dataset, read_saved_dataset
 from vitreous.data.image_set import Dataset, ImageSet
 from vitreous.data.shards import is_pattern, is_shard, match_files, read_shards, shards_in
 from vitreous.data.splits import assign_folds, split_examples
@@ -41,6 +42,7 @@ def load_dataset(data: str | Path, *, seed: int = 0, config: DataConfig | None =
     - An archive (.zip, .tar, .tar.gz ...) laid out as such a folder.
     - WebDataset shards: a .tar, a folder of them, or a pattern (`"shard-{000..012}.tar"`), with labels in .cls, .txt or
       .json members.
+    - A folder that `save_to_disk` of Hugging Face's `datasets` left.
     - A table (.csv, .tsv, .jsonl, .parquet) with a column of paths, URLs or (Parquet) bytes, a column of labels, one
       label or several, and perhaps a column that says train, val or test. Paths count from the table's folder.
 
@@ -114,6 +116,8 @@ def read_source(data: str | Path, config: DataConfig, *, min_classes: int = 2) -
             + (f"Did you mean {nearest[0]}?" if nearest else "Check the path.")
         )
     if path.is_dir():
+        if is_saved_dataset(path):
+            return read_saved_dataset(path, config).label(config, min_classes=min_classes)
         if shards := shards_in(path):
             name = path.resolve().name
             return read_shards(shards, config, name=name, source=str(path)).label(config, min_classes=min_classes)
@@ -365,6 +369,8 @@ def _images_at(path: str | Path, config: DataConfig) -> ImageSet:
     path = Path(path)
     if path.is_file() and path.suffix.lower() in TABLE_SUFFIXES:
         return read_table(path, config).images()
+    if path.is_dir() and is_saved_dataset(path):
+        return read_saved_dataset(path, config).images()
     if path.is_dir() and (shards := shards_in(path)):
         return read_shards(shards, config, name=path.name, source=str(path)).images()
     if path.is_file() and archive_suffix(path):
