@@ -14,6 +14,7 @@ from vitreous.data.columns import Rows, find_image_column, hint_groups, is_image
 from vitreous.data.contents import shorten, source_error
 from vitreous.data.images import HEAD_BYTES, check_image_header, is_plain_header
 from vitreous.data.labels import to_text
+from vitreous.data.remote import RemoteStore, is_remote
 from vitreous.data.stores import FolderStore, Store
 from vitreous.errors import ImageError, MissingDependencyError
 from vitreous.spec import DataConfig
@@ -58,10 +59,13 @@ def read_table(path: Path, config: DataConfig, *, root: str | Path | None = None
             keep = [row for row, text in enumerate(texts) if text is not None]
             others = {name: [each[row] for row in keep] for name, each in others.items()}
         names = [text for text in texts if text is not None]
+        is_far = is_remote(str(root)) or any(map(is_remote, names))
         if not names:
             raise source_error(what, "images", f"an empty column {column!r}", "Fill it, or name another one.")
-        store = FolderStore(root)
-        sizes = np.array([_size(os.path.join(root, name)) for name in names])
+        store = RemoteStore(root) if is_far else FolderStore(root)
+        if is_far:
+            notes.append("remote images are fetched in training; a broken one is found when it is read")
+        sizes = np.array([0 if is_far else _size(os.path.join(root, name)) for name in names])
     return Rows(
         what=what,
         name=path.stem,
