@@ -162,20 +162,19 @@ def train(
     print(f"Trained  {format_seconds(run.metrics['train_seconds'])}, {run.metrics['num_images_seen']:,} images")
     for split in ("val", "test"):
         if split in run.metrics:
-            print(_accuracy_line(split, run.metrics[split]))
+            print(_metrics_line(split, run.metrics[split]))
     path = Path(os.path.relpath(run.path)) if run.path.is_relative_to(Path.cwd()) else run.path
-    pictures = [name for name in ("curves", "confusion", "predictions", "patches") if (path / f"{name}.png").exists()]
-    print(f"Look at  {path}/README.md, {', '.join(f'{name}.png' for name in pictures)}")
+    names = ("curves", "confusion", "labels", "predictions", "patches", "augmented")
+    pictures = [f"{name}.png" for name in names if (path / f"{name}.png").exists()]
+    print(f"Look at  {path}/README.md, {', '.join(pictures)}")
     print(f"Use it   vitreous predict {shlex.quote(str(path))} IMAGE...")
     return 130 if run.metrics["is_interrupted"] else 0
 
 
-def _accuracy_line(split: str, metrics: dict[str, Any]) -> str:
-    low, high = metrics["accuracy_interval"]
-    return (
-        f"{split.capitalize():<8} accuracy {metrics['accuracy']:.2%} of {metrics['num_examples']:,} images "
-        f"(95% interval {low:.2%} to {high:.2%}), loss {metrics['loss']:.3f}"
-    )
+def _metrics_line(split: str, metrics: dict[str, Any]) -> str:
+    from vitreous.evaluation import summarize_metrics
+
+    return f"{split.capitalize():<8} {summarize_metrics(metrics)}"
 
 
 @app.command
@@ -212,16 +211,34 @@ def evaluate(
             json.dump(metrics, file, indent=2, ensure_ascii=False)
             file.write("\n")
         else:
-            print(_accuracy_line(metrics["split"], metrics), file=file)
+            print(_metrics_line(metrics["split"], metrics), file=file)
             if "top5_accuracy" in metrics:
                 print(f"Top 5    accuracy {metrics['top5_accuracy']:.2%}", file=file)
-            width = max(map(len, metrics["recall"]))
-            print(f"Recall   of each class (mean {metrics['macro_recall']:.2%})", file=file)
-            for name, recall in metrics["recall"].items():
-                print(f"         {name:<{width}} {recall:7.2%}", file=file)
+            for line in _class_lines(metrics):
+                print(line, file=file)
     for name, reason in metrics["broken_files"].items():
         print(f"Warning: left out {name}: {reason}", file=sys.stderr)
     return 0
+
+
+def _class_lines(metrics: dict[str, Any]) -> list[str]:
+    """Returns a line for each class."""
+    width = max(map(len, metrics["recall"]), default=0)
+    if "accuracy" in metrics:
+        lines = [f"{name:<{width}} {recall:7.2%}" for name, recall in metrics["recall"].items()]
+        return [
+            f"Recall   of each class (mean {metrics['macro_recall']:.2%})",
+            *(f"         {line}" for line in lines),
+        ]
+    kinds = ("average_precision", "precision", "recall")
+    return [
+        f"Labels   {'':<{width}} average precision  precision   recall   images",
+        *(
+            f"         {name:<{width}} {metrics[kinds[0]][name]:17.2%} {metrics[kinds[1]][name]:10.2%} "
+            f"{metrics[kinds[2]][name]:8.2%} {count:8,}"
+            for name, count in metrics["support"].items()
+        ),
+    ]
 
 
 @app.command

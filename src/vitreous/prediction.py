@@ -12,7 +12,7 @@ import numpy as np
 
 from vitreous.data import Loader, decode_image, list_image_files, load_evaluation_images, resize_image
 from vitreous.errors import ConfigError, DataError
-from vitreous.evaluation import collect_logits, compute_metrics, softmax
+from vitreous.evaluation import collect_logits, compute_metrics, sigmoid, softmax
 from vitreous.model import create_predict_function
 from vitreous.training import Run, load_run
 
@@ -26,7 +26,7 @@ class Prediction:
     Args:
         path: The image.
         classes: Class names, the most probable first.
-        probabilities: Of these classes, in [0, 1].
+        probabilities: Of these classes, in [0, 1]; they sum to 1 over all classes unless an image may have several.
     """
 
     path: Path
@@ -78,6 +78,7 @@ def predict(
     paths = list_image_files([images] if isinstance(images, str | Path) else list(images))
     spec = run.input_spec
     infer = create_predict_function(run.load_model(), spec)
+    compute_shares = sigmoid if run.is_multi_label else softmax
     names = run.class_names
     predictions: list[Prediction] = []
 
@@ -89,7 +90,7 @@ def predict(
             batch = np.stack(pixels)
             padded = np.concatenate([batch, np.zeros((_BATCH - len(batch), *batch.shape[1:]), "uint8")])
             logits = infer(padded if len(paths) > _BATCH else batch)[: len(batch)]
-            for path, shares in zip(paths[start : start + len(batch)], softmax(logits), strict=True):
+            for path, shares in zip(paths[start : start + len(batch)], compute_shares(logits), strict=True):
                 best = np.argsort(-shares, kind="stable")[:top_k]
                 predictions.append(
                     Prediction(path, tuple(names[i] for i in best), tuple(float(shares[i]) for i in best))

@@ -29,7 +29,8 @@ class History:
 
     Args:
         rows: One dict for each evaluation: epoch, step, seconds, learning_rate, train_loss, train_accuracy, val_loss,
-            val_accuracy, images_per_second.
+            val_accuracy, images_per_second; with several labels an image also val_mean_average_precision, and accuracy
+            is the share of right answers over all images and labels.
         num_steps: Steps done.
         num_images: Images trained on, with repetition.
         seconds: Wall-clock time of training, with compilation and evaluation.
@@ -185,6 +186,7 @@ def fit(
                 "train_accuracy": float(correct_sum) / max(row_images, 1),
                 "val_loss": None,
                 "val_accuracy": None,
+                **({"val_mean_average_precision": None} if loss.is_multi_label else {}),
                 "images_per_second": row_images / seconds,
             }
             if val is not None:
@@ -193,7 +195,12 @@ def fit(
                 logits, labels, _ = collect_logits(predict, val.epoch(0))
                 if len(labels):
                     metrics = compute_metrics(logits, labels, class_names)
-                    row |= {"val_loss": metrics["loss"], "val_accuracy": metrics["accuracy"]}
+                    row["val_loss"] = metrics["loss"]
+                    if loss.is_multi_label:
+                        row["val_accuracy"] = metrics["label_accuracy"]
+                        row["val_mean_average_precision"] = metrics["mean_average_precision"]
+                    else:
+                        row["val_accuracy"] = metrics["accuracy"]
                 evaluation_seconds = time.monotonic() - evaluation_start
             row["seconds"] = time.monotonic() - start
             history.rows.append(row)

@@ -55,6 +55,11 @@ class Run:
         return tuple(self.config["data"]["class_names"])
 
     @property
+    def is_multi_label(self) -> bool:
+        """Whether an image may have several labels, or none: probabilities are then a sigmoid's."""
+        return bool(self.config["data"].get("is_multi_label", False))
+
+    @property
     def input_spec(self) -> InputSpec:
         """What images must go through before they enter the model."""
         return InputSpec.from_dict(self.config["input"])

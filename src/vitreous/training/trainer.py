@@ -20,8 +20,15 @@ from vitreous import __version__
 from vitreous.backend import select_precision
 from vitreous.data import BUILT_IN, Dataset, ImageSet, Loader, load_dataset, resize_image
 from vitreous.errors import ImageError
-from vitreous.evaluation import collect_logits, compute_metrics, softmax
-from vitreous.figures import draw_confusion, draw_curves, draw_patches, draw_predictions
+from vitreous.evaluation import (
+    collect_logits,
+    compute_metrics,
+    get_headline,
+    sigmoid,
+    softmax,
+    summarize_metrics,
+)
+from vitreous.figures import draw_confusion, draw_curves, draw_labels, draw_patches, draw_predictions
 from vitreous.model import VisionTransformer, create_predict_function
 from vitreous.registry import count_parameters, get_spec
 from vitreous.spec import InputSpec, ModelSpec
@@ -289,26 +296,50 @@ def _measure(path: Path, dataset: Dataset, input_spec: InputSpec, batch_size: in
             continue  # not one image of this split can be read; metrics.json names them all
         metrics[split] = compute_metrics(logits, labels, dataset.class_names)
         if split == "test" or "test" not in dataset.splits:  # pictures of the test, or of what comes nearest
-            matrix = np.array(metrics[split]["confusion_matrix"])
-            draw_confusion(matrix, dataset.class_names, folder / "confusion.png")
-            chosen = _choose_examples(logits, labels)
-            draw_predictions(
-                [images.load(int(i), input_spec.num_channels) for i in indices[chosen]],
-                labels[chosen].tolist(),
-                logits[chosen].argmax(axis=1).tolist(),
-                softmax(logits[chosen]).max(axis=1).tolist(),
-                dataset.class_names,
-                folder / "predictions.png",
-            )
+            _draw_answers(images, logits, labels, indices, metrics[split], dataset.class_names, input_spec, folder)
     return {**metrics, "broken_files": broken}
 
 
-def _choose_examples(logits: np.ndarray, labels: np.ndarray, count: int = 24) -> np.ndarray:
+def _draw_answers(
+    images: ImageSet,
+    logits: np.ndarray,
+    labels: np.ndarray,
+    indices: np.ndarray,
+    metrics: Mapping[str, Any],
+    class_names: tuple[str, ...],
+    input_spec: InputSpec,
+    folder: Path,
+) -> None:
+    """Draws what was answered: the confusion matrix, or how well each label is found; and some images."""
+    if images.is_multi_label:
+        draw_labels(metrics, folder / "labels.png")
+        is_right = ((logits > 0) == labels).all(axis=1)
+        certainty = np.abs(logits).min(axis=1)
+        answers = [np.flatnonzero(row).tolist() for row in logits > 0]
+        truths = [np.flatnonzero(row).tolist() for row in labels]
+        probabilities = sigmoid(logits)
+    else:
+        draw_confusion(np.array(metrics["confusion_matrix"]), class_names, folder / "confusion.png")
+        probabilities = softmax(logits)
+        certainty = probabilities.max(axis=1)
+        is_right = logits.argmax(axis=1) == labels
+        answers = [[int(answer)] for answer in logits.argmax(axis=1)]
+        truths = [[int(label)] for label in labels]
+    chosen = _choose_examples(is_right, certainty)
+    draw_predictions(
+        [images.load(int(i), input_spec.num_channels) for i in indices[chosen]],
+        [truths[i] for i in chosen],
+        [answers[i] for i in chosen],
+        [probabilities[i, answers[i]].tolist() for i in chosen],
+        class_names,
+        folder / "predictions.png",
+    )
+
+
+def _choose_examples(is_right: np.ndarray, certainty: np.ndarray, count: int = 24) -> np.ndarray:
     """Returns indices for a picture: the surest mistakes first (at most half), then examples spread over the rest."""
-    sure = softmax(logits).max(axis=1)
-    wrong = np.flatnonzero(logits.argmax(axis=1) != labels)
-    wrong = wrong[np.argsort(-sure[wrong], kind="stable")][: count // 2]
-    right = np.flatnonzero(logits.argmax(axis=1) == labels)
+    wrong, right = np.flatnonzero(~is_right), np.flatnonzero(is_right)
+    wrong = wrong[np.argsort(-certainty[wrong], kind="stable")][: count // 2]
     spread = np.unique(np.linspace(0, len(right) - 1, min(count - len(wrong), len(right))).astype(int))
     return np.concatenate([wrong, right[spread]])
 
@@ -375,6 +406,7 @@ def _config(
             "root": _root(dataset),
             "fingerprint": dataset.fingerprint,
             "class_names": list(dataset.class_names),
+            "is_multi_label": dataset.is_multi_label,
             "num_images": {split: len(images) for split, images in dataset.splits.items()},
             "split": split,
             "notes": dataset.notes,
@@ -415,14 +447,11 @@ def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
 def _readme(path: Path, config: Mapping[str, Any], metrics: Mapping[str, Any], history: History) -> str:
     """Returns what the folder says about itself."""
     lines = [f"# {path.name}", ""]
+    answers = "labels" if config["data"]["is_multi_label"] else "confusion"
     for split in ("test", "val"):
         if split in metrics:
-            low, high = metrics[split]["accuracy_interval"]
-            lines += [
-                f"{split} accuracy **{metrics[split]['accuracy']:.2%}** on {metrics[split]['num_examples']} images "
-                f"(95% interval {low:.2%} to {high:.2%}).",
-                "",
-            ]
+            name, value = get_headline(metrics[split])
+            lines += [f"{split} {name.replace('_', ' ')} **{value:.2%}**: {summarize_metrics(metrics[split])}.", ""]
     lines += [
         f"{config['model']['name']} on {config['data']['name']} ({len(config['data']['class_names'])} classes), "
         f"{metrics['num_images_seen']:,} images seen in {history.seconds:.0f} s, seed {config['seed']}"
@@ -433,7 +462,7 @@ def _readme(path: Path, config: Mapping[str, Any], metrics: Mapping[str, Any], h
         "- `model.keras`: weights and architecture; load with `vitreous.load_run(PATH).load_model()`",
         "- `config.toml`: every option, the classes, the data's fingerprint, versions",
         "- `history.csv`, `curves.png`: training as it went",
-        "- `metrics.json`, `confusion.png`, `predictions.png`: measured on `model.keras` as read back from this folder",
+        f"- `metrics.json`, `{answers}.png`, `predictions.png`: measured on `model.keras` as read back from this folder",
         "- `patches.png`: an image as the model sees it",
         "",
         f"Classify images: `vitreous predict {shlex.quote(path.name)} IMAGE...` in the folder above.",
