@@ -462,7 +462,7 @@ def _readme(path: Path, config: Mapping[str, Any], metrics: Mapping[str, Any], h
         "- `model.keras`: weights and architecture; load with `vitreous.load_run(PATH).load_model()`",
         "- `config.toml`: every option, the classes, the data's fingerprint, versions",
         "- `history.csv`, `curves.png`: training as it went",
-        f"- `metrics.json`, `{answers}.png`, `predictions.png`: measured on `model.keras` as read back from this folder",
+        f"- `metrics.json`, `{answers}.png`, `predictions.png`: measured on `model.keras`, read back from this folder",
         "- `patches.png`: an image as the model sees it",
         "",
         f"Classify images: `vitreous predict {shlex.quote(path.name)} IMAGE...` in the folder above.",
