@@ -14,10 +14,11 @@ from vitreous.evaluation import collect_logits, compute_metrics
 from vitreous.model import VisionTransformer, create_predict_function
 from vitreous.spec import InputSpec
 from vitreous.training.losses import Loss
+from vitreous.training.optimizer import create_optimizer
 from vitreous.training.progress import Reporter, Status
 from vitreous.training.recipe import OptimizerConfig
 from vitreous.training.schedules import average_decay, learning_rate
-from vitreous.training.step import create_optimizer, create_step
+from vitreous.training.step import create_step
 
 _EVALUATIONS = 50  # at most so many while training, and one at the end
 _REFRESH_SECONDS = 0.5  # between two readings of the loss
