@@ -46,7 +46,7 @@ RAND_AUGMENT = {
     "Posterize": 4.0,
     "Solarize": 255.0,
 }
-"""RandAugment's operations, each with its strength at magnitude 10 (0: it has none); translations are shares of sides."""
+"""RandAugment's operations, each with its strength at magnitude 10 (0: it has none); translations: shares of a side."""
 
 _TRIVIAL_NAMES, _RAND_NAMES = tuple(TRIVIAL_AUGMENT), tuple(RAND_AUGMENT)
 _ENHANCERS = ("Brightness", "Contrast", "Color")
