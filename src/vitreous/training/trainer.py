@@ -103,7 +103,9 @@ def train(
         spec.input,
         batch_size=settled.batch_size,
         augment=settled.augment,
+        num_classes=len(dataset.class_names),
         shuffle=True,
+        class_balanced=settled.balance == "sampling",
         # A last batch that is not full is left out where that costs an epoch less than a tenth of its images.
         drop_last=len(train_images) % settled.batch_size < len(train_images) / 10,
         seed=seed,
