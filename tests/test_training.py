@@ -442,6 +442,26 @@ def make_multi_label(count=240):
     )
 
 
+def test_training_ends_early_and_keeps_the_best(tmp_path, capsys):
+    """Labels are drawn by lot, so that validation soon stops improving."""
+    rng = np.random.default_rng(0)
+    images = ImageSet(
+        [f"{i}" for i in range(120)], rng.integers(0, 2, 120), arrays=rng.integers(0, 255, (120, 8, 8, 3), "uint8")
+    )
+    splits = {"train": images.take(range(60)), "val": images.take(range(60, 120))}
+    dataset = Dataset(name="noise", root=None, class_names=("heads", "tails"), splits=splits)
+    options = {"model": "vit_pico_patch2_8", "epochs": 200, "architecture": {"num_blocks": 1}}
+    run = vitreous.train(dataset, out=tmp_path / "run", patience_epochs=10, reporter=LineReporter(), **options)
+    rows = list(csv.DictReader((run.path / "history.csv").open()))
+    assert int(rows[-1]["epoch"]) < 100
+    best = max(rows, key=lambda row: (float(row["val_accuracy"]), -float(row["val_loss"])))
+    assert float(best["val_accuracy"]) == pytest.approx(run.metrics["val"]["accuracy"])
+    assert int(rows[-1]["epoch"]) - int(best["epoch"]) >= 10
+    last = load_model(run.path / "last.keras")
+    assert not np.array_equal(last.get_weights()[0], run.load_model().get_weights()[0])
+    assert f"Best     validation at epoch {best['epoch']}" in capsys.readouterr().out
+
+
 def test_several_labels_an_image(tmp_path):
     run = vitreous.train(
         make_multi_label(),

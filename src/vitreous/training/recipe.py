@@ -93,7 +93,11 @@ class Recipe(Record):
         epochs: Passes over the training images. Default: as many as show the model `num_examples_seen` images.
         num_examples_seen: Images shown to the model in all, when neither epochs nor time are given.
         time: Time budget such as 90s, 20m or 1.5h, instead of epochs: the schedule ends when the time does.
+        patience_epochs: Training ends once so many epochs have brought no better validation score, and the best
+            averaged weights are kept. Default: the schedule is followed to its end, and the last ones are kept.
         batch_size: Images per step.
+        num_parts: Parts that a batch is worked off in, for batches that do not fit into memory at once; the step is
+            that of the whole batch. Must divide batch_size.
         balance: What is done about classes of unequal size: nothing (none), each class weighs the same in the loss
             (weights) or is drawn equally often (sampling), or frequencies are added to the logits in training (logits).
         precision: float32, bfloat16 (weights stay float32), or auto: the faster one on this hardware.
@@ -109,7 +113,9 @@ class Recipe(Record):
     epochs: int | None = None
     num_examples_seen: int = 300_000
     time: str | None = None
+    patience_epochs: int | None = None
     batch_size: int = 64
+    num_parts: int = 1
     balance: Balance = "none"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -117,7 +123,7 @@ class Recipe(Record):
     architecture: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "num_examples_seen", "batch_size"):
+        for name in ("epochs", "num_examples_seen", "patience_epochs", "batch_size", "num_parts"):
             value = getattr(self, name)
             check(
                 value is None or value >= 1,
@@ -126,6 +132,13 @@ class Recipe(Record):
                 f"{name}={value}",
                 "Pass a positive number.",
             )
+        check(
+            self.batch_size % self.num_parts == 0,
+            "Cannot split batches.",
+            "num_parts that divides batch_size",
+            f"batch_size={self.batch_size}, num_parts={self.num_parts}",
+            "Pass another of the two.",
+        )
         if self.time is not None:
             parse_seconds(self.time)
         fields = [each.name for each in dataclasses.fields(ViTConfig) if each.name not in NOT_ARCHITECTURE]

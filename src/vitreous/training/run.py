@@ -233,7 +233,8 @@ class RunWriter:
         """Writes all rows of `history.csv` anew."""
         temporary = self.partial / ".history.csv.tmp"
         with temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
+            names = dict.fromkeys(name for row in rows for name in row)
+            writer = csv.DictWriter(file, fieldnames=list(names), lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
         os.replace(temporary, self.partial / "history.csv")

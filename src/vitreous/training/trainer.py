@@ -7,7 +7,7 @@ import platform
 import random
 import shlex
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,9 @@ from vitreous.figures import draw_confusion, draw_curves, draw_labels, draw_patc
 from vitreous.model import VisionTransformer, create_predict_function
 from vitreous.registry import count_parameters, get_spec
 from vitreous.spec import InputSpec, ModelSpec
-from vitreous.training.fit import History, Interrupt, fit
+from vitreous.training.fit import Evaluation, History, Interrupt, fit
 from vitreous.training.losses import create_loss
+from vitreous.training.optimizer import create_optimizer
 from vitreous.training.progress import Reporter
 from vitreous.training.recipe import Recipe, choose_recipe, load_recipe
 from vitreous.training.run import FORMAT, Run, RunWriter, load_model, load_run
@@ -97,7 +98,8 @@ def train(
         spec, weights, settled = _pretrained_start(pretrained, changes.get("model"), settled, dataset, reporter)
     spec = dataclasses.replace(spec, input=spec.input.replace(resize_mode=settled.resize_mode))
     train_images = dataset.splits["train"]
-    settled = dataclasses.replace(settled, batch_size=min(settled.batch_size, len(train_images)))
+    batch_size = min(settled.batch_size, len(train_images)) // settled.num_parts * settled.num_parts
+    settled = dataclasses.replace(settled, batch_size=batch_size)
     loader = Loader(
         train_images,
         spec.input,
@@ -154,26 +156,31 @@ def _train(
     writer.write_text("config.toml", _CONFIG_HEAD + tomli_w.dumps(_without_none(config)))
     evaluate_batch = min(settled.batch_size * 2, 256)
     val = _loader(dataset.splits.get("val"), spec.input, evaluate_batch)
+    classes, train_images = dataset.class_names, dataset.splits["train"]
     history = fit(
         model,
         average,
         loader,
-        val,
+        optimizer=create_optimizer(model, settled.optimizer),
         input_spec=spec.input,
         config=settled.optimizer,
         loss=create_loss(
-            dataset.splits["train"],
-            len(dataset.class_names),
+            train_images,
+            len(classes),
             balance=settled.balance,
             label_smoothing=settled.optimizer.label_smoothing,
         ),
-        class_names=dataset.class_names,
+        evaluate=None if val is None else _create_evaluate(average, val, spec.input, classes),
         num_epochs=settled.epochs,
         budget_seconds=settled.budget_seconds,
+        num_parts=settled.num_parts,
+        patience_epochs=settled.patience_epochs,
         reporter=reporter,
         interrupt=interrupt,
         on_row=writer.write_history,
     )
+    if history.best_weights is not None:
+        _keep_both(average, history, settled, spec, writer.partial, reporter)
     _save_model(average, spec, writer.partial / "model.keras")
     reporter.close()
     if history.is_interrupted:
@@ -338,6 +345,44 @@ def _draw_answers(
     )
 
 
+def _create_evaluate(
+    model: VisionTransformer, loader: Loader, input_spec: InputSpec, class_names: tuple[str, ...]
+) -> Callable[[], Evaluation | None]:
+    """Returns a function that measures `model` on validation images; None if not one of them can be read."""
+    predict = create_predict_function(model, input_spec)
+
+    def evaluate() -> Evaluation | None:
+        logits, labels, _ = collect_logits(predict, loader.epoch(0))
+        if not len(labels):
+            return None
+        metrics = compute_metrics(logits, labels, class_names)
+        name, headline = get_headline(metrics)
+        values = {
+            "loss": metrics["loss"],
+            "accuracy": metrics.get("accuracy", metrics.get("label_accuracy")),
+            name: headline,
+        }
+        return Evaluation((headline, -metrics["loss"]), values)
+
+    return evaluate
+
+
+def _keep_both(
+    average: VisionTransformer, history: History, recipe: Recipe, spec: ModelSpec, folder: Path, reporter: Reporter
+) -> None:
+    """Saves the weights that scored best in validation and the last ones; the run's own are put into `average`."""
+    best, last = history.best_weights, average.get_weights()
+    is_best_kept = recipe.patience_epochs is not None
+    row = history.rows[history.best_row or 0]
+    reporter.note(
+        f"Best     validation at epoch {row['epoch']}, accuracy {row['val_accuracy']:.2%}: "
+        + ("model.keras; the last weights are last.keras" if is_best_kept else "best.keras; the last are model.keras")
+    )
+    average.set_weights(last if is_best_kept else best)
+    _save_model(average, spec, folder / ("last.keras" if is_best_kept else "best.keras"))
+    average.set_weights(best if is_best_kept else last)
+
+
 def _choose_examples(is_right: np.ndarray, certainty: np.ndarray, count: int = 24) -> np.ndarray:
     """Returns indices for a picture: the surest mistakes first (at most half), then examples spread over the rest."""
     wrong, right = np.flatnonzero(~is_right), np.flatnonzero(is_right)
@@ -348,7 +393,8 @@ def _choose_examples(is_right: np.ndarray, certainty: np.ndarray, count: int = 2
 
 def _draw_run(folder: Path, history: History, dataset: Dataset, spec: ModelSpec) -> None:
     if history.rows:
-        columns = {key: [row[key] for row in history.rows] for key in history.rows[0]}
+        names = dict.fromkeys(key for row in history.rows for key in row)
+        columns = {name: [row.get(name) for row in history.rows] for name in names}
         draw_curves(columns, folder / "curves.png")
     images = dataset.splits["test" if "test" in dataset.splits else "train"]
     config = spec.config
