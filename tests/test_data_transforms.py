@@ -143,8 +143,8 @@ def test_crop_is_one_antialiased_resize_of_the_box():
     image = picture(60, 80)
     config = AugmentConfig(horizontal_flip_rate=0)
     box = crop_box(60, 80, config, example_generator(3, 1, 4))
-    expected = Image.fromarray(image).resize((16, 16), Image.Resampling.BICUBIC, box=box)
-    assert np.array_equal(augment_image(image, SPEC, config, example_generator(3, 1, 4)), np.asarray(expected))
+    expected = np.asarray(Image.fromarray(image).crop(box).resize((16, 16), Image.Resampling.BICUBIC), int)
+    assert np.abs(augment_image(image, SPEC, config, example_generator(3, 1, 4)) - expected).max() <= 1
 
 
 def test_shift_reflects():

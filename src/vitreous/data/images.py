@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 import numpy as np
 
+from vitreous.data.jpeg import decode_plain_jpeg
 from vitreous.errors import ConfigError, ImageError, MissingPathError
 from vitreous.spec import InputSpec
 
@@ -92,6 +93,9 @@ def decode_image(
             )
     name = name or "<image>"
     try:
+        source = _read_jpeg(source)
+        if isinstance(source, bytes) and (pixels := decode_plain_jpeg(source, min_size)) is not None:
+            return pixels if num_channels == 3 else to_array(to_pillow(pixels).convert("L"))
         with _open(source) as image:
             if min_size is not None:
                 image.draft(image.mode, (min_size, min_size))
@@ -235,6 +239,15 @@ def _formats() -> tuple[str, ...]:
         with contextlib.suppress(ImportError):  # an older Pillow has fewer
             importlib.import_module(f"PIL.{plugin}ImagePlugin")
     return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
+def _read_jpeg(source: Any) -> Any:
+    """Returns the bytes of a file that begins as a JPEG does; anything else as it is."""
+    if isinstance(source, str | Path) and stat.S_ISREG(os.stat(source).st_mode):
+        with open(source, "rb", buffering=0) as file:
+            if (head := file.read(2)) == b"\xff\xd8":
+                return head + file.readall()
+    return source
 
 
 def _open(source: Any) -> "Image.Image":

@@ -8,8 +8,9 @@ import math
 
 import numpy as np
 
-from vitreous.data.images import check_array, resampling, resize_image, to_array, to_pillow
+from vitreous.data.images import check_array, resize_image, to_array, to_pillow
 from vitreous.data.policies import apply_policy, jitter_colours
+from vitreous.data.resampling import flip_columns, resize_box
 from vitreous.spec import AugmentConfig, InputSpec
 
 MIXING, REPLACING = 2**63, 2**62
@@ -49,7 +50,7 @@ def augment_image(
         generator: Where the random numbers come from.
 
     Returns:
-        uint8, (*input_spec.image_size, C). It may be `image` itself if nothing changes.
+        uint8, (*input_spec.image_size, C). It may be `image` itself if nothing changes, and read-only.
 
     Raises:
         ConfigError: If `image` is not such an array.
@@ -57,13 +58,13 @@ def augment_image(
     if config.has_crop:
         check_array(image, input_spec)
         box = crop_box(image.shape[0], image.shape[1], config, generator)
-        image = to_array(to_pillow(image).resize(input_spec.image_size[::-1], resampling(input_spec), box=box))
+        image = resize_box(image, box, input_spec)
     else:
         image = resize_image(image, input_spec)
     if config.shift_pixels:
         image = _shift(image, config.shift_pixels, generator)
     if config.horizontal_flip_rate and generator.random() < config.horizontal_flip_rate:
-        image = np.ascontiguousarray(image[:, ::-1])
+        image = flip_columns(image)
     if config.policy != "none" or config.colour_jitter:
         pillow = apply_policy(to_pillow(image), config, generator)
         if config.colour_jitter:
