@@ -294,9 +294,9 @@ def test_missing_paths(tmp_path, monkeypatch):
     )
     with pytest.raises(MissingPathError, match=r"Received: data='/no/where', which does not exist\. Check the path\."):
         load_dataset("/no/where")
-    (tmp_path / "a.zip").write_bytes(b"")
-    with pytest.raises(DataError, match=r"Expected a folder\. Received: a file\. Unpack it\."):
-        load_dataset(tmp_path / "a.zip")
+    (tmp_path / "a.txt").write_bytes(b"")
+    with pytest.raises(DataError, match=r"Expected a folder, a table \(.*\)\. Received: a file of another kind\."):
+        load_dataset(tmp_path / "a.txt")
     monkeypatch.chdir(tmp_path)
     write_classes(tmp_path / "digits", a=3, b=3)
     assert load_dataset("digits").root is None

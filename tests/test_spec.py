@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from vitreous.errors import ConfigError, UnknownNameError
-from vitreous.spec import AugmentConfig, InputSpec, ModelSpec, ViTConfig
+from vitreous.spec import AugmentConfig, DataConfig, InputSpec, ModelSpec, ViTConfig
 from vitreous.training.recipe import OptimizerConfig, Recipe
 
 WRONG = [
@@ -112,3 +112,33 @@ def test_unknown_names_say_what_was_expected():
     assert ". Expected the name of an existing key of ViTConfig. Keys: image_size, " in str(caught.value)
     error = UnknownNameError("model", 5, ["vit"], "List them all.")  # type: ignore[arg-type]
     assert str(error) == "Unknown model. Received: model=5. Expected the name of an existing model. List them all."
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"val_fraction": 1},
+            "Cannot use val_fraction. Expected a share in [0, 1). Received: val_fraction=1. Pass one",
+        ),
+        ({"test_fraction": -0.1}, "Received: test_fraction=-0.1."),
+        (
+            {"val_fraction": 0.5, "test_fraction": 0.5},
+            "Expected val_fraction + test_fraction below 1. Received: val_fraction=0.5, test_fraction=0.5. Pass",
+        ),
+        ({"label_separator": ""}, "Cannot use label_separator. Expected at least one character."),
+        ({"num_folds": 1}, "Cannot use num_folds. Expected at least 2. Received: num_folds=1. Pass 5 or 10."),
+        ({"fold": 1}, "Cannot use fold. Expected num_folds beside it. Received: fold=1, num_folds=None."),
+        ({"num_folds": 3, "fold": 4}, "Expected a fold from 1 to 3. Received: fold=4. Count folds from 1."),
+        ({"label_column": 3}, "Cannot use label_column."),
+    ],
+)
+def test_data_config_refuses(values, message):
+    with pytest.raises(ConfigError) as caught:
+        DataConfig(**values)
+    assert message in str(caught.value)
+
+
+def test_data_config_round_trip():
+    config = DataConfig(val_fraction=0, label_column="species", num_folds=5, fold=5)
+    assert DataConfig.from_dict(config.to_dict()) == config

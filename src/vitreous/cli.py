@@ -17,16 +17,17 @@ from cyclopts import App, CycloptsError, Group, Parameter
 from vitreous import __version__
 from vitreous.backend import select_backend
 from vitreous.errors import ConfigError, VitreousError
-from vitreous.spec import AugmentConfig, ViTConfig
+from vitreous.spec import AugmentConfig, DataConfig, ViTConfig
 from vitreous.training.recipe import NOT_ARCHITECTURE, OptimizerConfig, Recipe
 
 if typing.TYPE_CHECKING:
     from vitreous.prediction import Prediction
+    from vitreous.training.folds import CrossValidation
 
 Backend = Literal["jax", "torch", "tensorflow"]
 
-_RECIPE, _OPTIMIZER, _AUGMENTATION, _ARCHITECTURE = (
-    Group.create_ordered(name) for name in ("Recipe", "Optimizer", "Augmentation", "Architecture")
+_DATA, _RECIPE, _OPTIMIZER, _AUGMENTATION, _ARCHITECTURE = (
+    Group.create_ordered(name) for name in ("Data", "Recipe", "Optimizer", "Augmentation", "Architecture")
 )
 
 app = App(
@@ -58,11 +59,19 @@ def _optional(record: type, name: str, without: Sequence[str] = ()) -> Any:
 
 
 if typing.TYPE_CHECKING:
+    DataOptions: typing.TypeAlias = Any
+    ColumnOptions: typing.TypeAlias = Any
     RecipeOptions: typing.TypeAlias = Any
     OptimizerOptions: typing.TypeAlias = Any
     AugmentOptions: typing.TypeAlias = Any
     ArchitectureOptions: typing.TypeAlias = Any
 else:
+    DataOptions = _optional(DataConfig, "DataOptions", without=("num_folds",))
+    ColumnOptions = _optional(
+        DataConfig,
+        "ColumnOptions",
+        without=("val_fraction", "test_fraction", "group_column", "num_folds", "fold"),
+    )
     RecipeOptions = _optional(Recipe, "RecipeOptions", without=("image_size", "architecture"))
     OptimizerOptions = _optional(OptimizerConfig, "OptimizerOptions")
     AugmentOptions = _optional(AugmentConfig, "AugmentOptions")
@@ -104,10 +113,10 @@ def train(
     pretrained: str | None = None,
     image_size: str | None = None,
     seed: int = 0,
-    val_fraction: float = 0.1,
-    test_fraction: float = 0.1,
+    folds: int | None = None,
     overwrite: Annotated[bool, Parameter(negative=())] = False,
     backend: Backend | None = None,
+    data_options: Annotated[DataOptions | None, Parameter(name="*", group=_DATA)] = None,
     options: Annotated[RecipeOptions | None, Parameter(name="*", group=_RECIPE)] = None,
     optimizer: Annotated[OptimizerOptions | None, Parameter(group=_OPTIMIZER)] = None,
     augment: Annotated[AugmentOptions | None, Parameter(group=_AUGMENTATION)] = None,
@@ -120,23 +129,25 @@ def train(
     code 130).
 
     Args:
-        data: Folder with one folder a class, with or without train/ and val/ or test/ above them; or a built-in name:
-            digits.
+        data: Folder with one folder a class, with or without train/ and val/ or test/ above them; a zip or tar of such
+            a folder; a table (.csv, .tsv, .jsonl, .parquet); WebDataset shards; or a built-in name: digits.
         out: Folder of the run. Default: the first free runs/DATA-N.
         recipe: Name of a recipe, or a TOML file. Default: chosen from the data.
         pretrained: Weights to start from: timm/NAME.TAG, hf:OWNER/NAME, or a local file or folder.
         image_size: Image height and width in pixels: 224, or 192x256. Default: the recipe's.
         seed: Decides splits, first weights, order and augmentation.
-        val_fraction: Share of the training images kept for validation, where the data has no validation split.
-        test_fraction: Share of all images kept for the test, where the data has no split at all.
+        folds: Train so many runs, each with another part of the images as test set, and give mean and spread; with
+            --fold, train that one alone.
         overwrite: Replace a run that lies at --out, once the new one is whole.
         backend: Keras backend. Default: KERAS_BACKEND, else the fastest one installed for this hardware.
+        data_options: Columns and splits.
         options: Values that differ from the recipe's.
         optimizer: Values that differ from the recipe's.
         augment: Values that differ from the recipe's.
         architecture: Values in which the model differs from its name's.
     """
     changes = {
+        **_changes(data_options),
         **_changes(options),
         "image_size": _parse_size(image_size, "image-size"),
         "optimizer": _changes(optimizer) or None,
@@ -145,20 +156,13 @@ def train(
     }
     _start_backend(backend)
     from vitreous.training import train as train_run
+    from vitreous.training import train_folds
     from vitreous.training.progress import create_reporter, format_seconds
 
-    run = train_run(
-        data,
-        out=out,
-        recipe=recipe,
-        pretrained=pretrained,
-        seed=seed,
-        val_fraction=val_fraction,
-        test_fraction=test_fraction,
-        overwrite=overwrite,
-        reporter=create_reporter(),
-        **changes,
-    )
+    changes |= {"out": out, "recipe": recipe, "pretrained": pretrained, "seed": seed, "overwrite": overwrite}
+    if folds is not None and changes.get("fold") is None:
+        return _say_folds(train_folds(data, num_folds=folds, reporter=create_reporter(), **changes))
+    run = train_run(data, reporter=create_reporter(), num_folds=folds, **changes)
     print(f"Trained  {format_seconds(run.metrics['train_seconds'])}, {run.metrics['num_images_seen']:,} images")
     for split in ("val", "test"):
         if split in run.metrics:
@@ -177,6 +181,21 @@ def _metrics_line(split: str, metrics: dict[str, Any]) -> str:
     return f"{split.capitalize():<8} {summarize_metrics(metrics)}"
 
 
+def _say_folds(result: "CrossValidation") -> int:
+    """Prints what the folds say together; returns the exit code."""
+    from vitreous.training.folds import spread_line
+
+    if result.is_interrupted:
+        return 130
+    for split in ("val", "test"):
+        spreads = {name: value for name, value in result.metrics.get(split, {}).items() if isinstance(value, dict)}
+        if spreads:
+            print(f"{split.capitalize():<8} " + ", ".join(spread_line(*item) for item in spreads.items()))
+    path = Path(os.path.relpath(result.path)) if result.path.absolute().is_relative_to(Path.cwd()) else result.path
+    print(f"Look at  {path}/README.md: mean ± standard deviation of {result.metrics['num_folds']} folds")
+    return 0
+
+
 @app.command
 def evaluate(
     run: Path,
@@ -187,16 +206,19 @@ def evaluate(
     json_output: Annotated[bool, Parameter(name="--json", negative=())] = False,
     out: Path | None = None,
     backend: Backend | None = None,
+    columns: Annotated[ColumnOptions | None, Parameter(name="*", group=_DATA)] = None,
 ) -> int:
     """Measure a run on labelled images.
 
     Args:
         run: Folder of the run.
-        data: Folder with one folder a class, or a built-in name. Default: the data the run was trained on.
+        data: Folder with one folder a class, or any other source that train takes. Default: the data the run was
+            trained on.
         split: Which part of the data. Default: its test images; all images of a folder without splits.
         json_output: Print JSON, with the confusion matrix.
         out: File to write instead of printing.
         backend: Keras backend. Default: KERAS_BACKEND, else the fastest one installed for this hardware.
+        columns: Columns, where they differ from those of training.
     """
     from vitreous.training import load_run
 
@@ -205,7 +227,7 @@ def evaluate(
     _start_backend(backend)
     from vitreous.prediction import evaluate as evaluate_run
 
-    metrics = evaluate_run(loaded, data, split=split)
+    metrics = evaluate_run(loaded, data, split=split, **_changes(columns))
     with _output(out) as file:
         if json_output:
             json.dump(metrics, file, indent=2, ensure_ascii=False)
@@ -244,12 +266,13 @@ def _class_lines(metrics: dict[str, Any]) -> list[str]:
 @app.command
 def predict(
     run: Path,
-    images: Annotated[list[Path], Parameter(required=True)],
+    images: Annotated[list[str], Parameter(required=True)],
     /,
     *,
     top_k: int = 5,
     json_output: Annotated[bool, Parameter(name="--json", negative=())] = False,
     csv_output: Annotated[bool, Parameter(name="--csv", negative=())] = False,
+    image_column: str | None = None,
     out: Path | None = None,
     backend: Backend | None = None,
 ) -> int:
@@ -257,10 +280,11 @@ def predict(
 
     Args:
         run: Folder of the run.
-        images: Image files, and folders of images.
+        images: Image files, folders of images, and any other source that train takes; labels are not needed.
         top_k: How many classes to name for each image, at most.
         json_output: Print JSON.
         csv_output: Print CSV.
+        image_column: Column of a table that holds the images. Default: found by its name.
         out: File to write instead of printing.
         backend: Keras backend. Default: KERAS_BACKEND, else the fastest one installed for this hardware.
     """
@@ -277,7 +301,7 @@ def predict(
     from vitreous.prediction import write_predictions_csv, write_predictions_json
 
     with _progress("images") as on_progress:
-        predictions = predict_images(loaded, images, top_k=top_k, on_progress=on_progress)
+        predictions = predict_images(loaded, images, top_k=top_k, image_column=image_column, on_progress=on_progress)
     with _output(out) as file:
         if json_output:
             write_predictions_json(predictions, file)

@@ -10,7 +10,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from vitreous.data import Loader, decode_image, list_image_files, load_evaluation_images, resize_image
+from vitreous.data import DataConfig, ImageSet, Loader, load_evaluation_images, load_images, resize_image
 from vitreous.errors import ConfigError, DataError
 from vitreous.evaluation import collect_logits, compute_metrics, sigmoid, softmax
 from vitreous.model import create_predict_function
@@ -24,12 +24,12 @@ class Prediction:
     """What a run says of one image.
 
     Args:
-        path: The image.
+        path: The image: its file, or its name in the source that it comes from.
         classes: Class names, the most probable first.
         probabilities: Of these classes, in [0, 1]; they sum to 1 over all classes unless an image may have several.
     """
 
-    path: Path
+    path: Path | str
     classes: tuple[str, ...]
     probabilities: tuple[float, ...]
 
@@ -44,14 +44,17 @@ def predict(
     images: str | Path | Iterable[str | Path],
     *,
     top_k: int = 5,
+    image_column: str | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[Prediction]:
-    """Classifies image files.
+    """Classifies images.
 
     Args:
         run: A run, or its folder.
-        images: Image files and folders of images (walked, in sorted order).
+        images: Image files, folders of images (walked, in sorted order), and other sources as for `load_dataset`;
+            labels are not needed.
         top_k: How many classes to name for each image, at most.
+        image_column: Column of a table that holds the images. Default: found by its name.
         on_progress: Called with the images done and the images in all.
 
     Returns:
@@ -75,39 +78,48 @@ def predict(
             f"Cannot name classes. Expected top_k of at least 1. Received: top_k={top_k}. Pass 1 or more."
         )
     run = run if isinstance(run, Run) else load_run(run)
-    paths = list_image_files([images] if isinstance(images, str | Path) else list(images))
+    found = load_images(images, DataConfig(image_column=image_column))
     spec = run.input_spec
     infer = create_predict_function(run.load_model(), spec)
     compute_shares = sigmoid if run.is_multi_label else softmax
     names = run.class_names
     predictions: list[Prediction] = []
 
-    def read(path: Path) -> np.ndarray:
-        return resize_image(decode_image(path, spec.num_channels), spec)
+    def read(index: int) -> np.ndarray:
+        return resize_image(found.load(index, spec.num_channels), spec)
 
     with ThreadPoolExecutor(max_workers=2) as pool:
-        for start, pixels in _ahead(pool, read, paths):
+        for start, pixels in _ahead(pool, read, len(found)):
             batch = np.stack(pixels)
             padded = np.concatenate([batch, np.zeros((_BATCH - len(batch), *batch.shape[1:]), "uint8")])
-            logits = infer(padded if len(paths) > _BATCH else batch)[: len(batch)]
-            for path, shares in zip(paths[start : start + len(batch)], compute_shares(logits), strict=True):
+            logits = infer(padded if len(found) > _BATCH else batch)[: len(batch)]
+            for index, shares in enumerate(compute_shares(logits), start):
                 best = np.argsort(-shares, kind="stable")[:top_k]
                 predictions.append(
-                    Prediction(path, tuple(names[i] for i in best), tuple(float(shares[i]) for i in best))
+                    Prediction(
+                        _name(found, index), tuple(names[i] for i in best), tuple(float(shares[i]) for i in best)
+                    )
                 )
             if on_progress:
-                on_progress(len(predictions), len(paths))
+                on_progress(len(predictions), len(found))
     return predictions
 
 
+def _name(images: ImageSet, index: int) -> Path | str:
+    """Returns what to call an image: its file if that was named, else its name in the source."""
+    name, path = images.names[index], images.path(index)
+    return path if path is not None and str(path) == name else name
+
+
 def _ahead(
-    pool: ThreadPoolExecutor, read: Callable[[Path], np.ndarray], paths: Sequence[Path]
+    pool: ThreadPoolExecutor, read: Callable[[int], np.ndarray], num_images: int
 ) -> Iterator[tuple[int, list[np.ndarray]]]:
     """Yields batches of images with the index of their first, while the next batch is being read."""
-    starts = list(range(0, len(paths), _BATCH))
-    pending = [pool.submit(read, path) for path in paths[:_BATCH]]
+    starts = range(0, num_images, _BATCH)
+    pending = [pool.submit(read, index) for index in range(min(_BATCH, num_images))]
     for start in starts:
-        following = [pool.submit(read, path) for path in paths[start + _BATCH : start + 2 * _BATCH]]
+        next_batch = range(start + _BATCH, min(start + 2 * _BATCH, num_images))
+        following = [pool.submit(read, index) for index in next_batch]
         try:
             yield start, [future.result() for future in pending]
         except BaseException:
@@ -133,15 +145,18 @@ def write_predictions_csv(predictions: Sequence[Prediction], file: TextIO) -> No
         writer.writerow([p.path, *(value for name, share in pairs for value in (name, f"{share:.6f}"))])
 
 
-def evaluate(run: str | Path | Run, data: str | Path | None = None, *, split: str | None = None) -> dict[str, Any]:
+def evaluate(
+    run: str | Path | Run, data: str | Path | None = None, *, split: str | None = None, **changes: Any
+) -> dict[str, Any]:
     """Measures a run on labelled images.
 
     Args:
         run: A run, or its folder.
-        data: A built-in name, or a folder with one folder a class, named as the run's classes (not all need be there).
-            Default: the data that the run was trained on.
+        data: A source as for `load_dataset`, whose classes are named as the run's (not all need be there). Default: the
+            data that the run was trained on.
         split: `"train"`, `"val"`, `"test"` or `"all"` of that data. Default: its test images; for a folder without
             splits, all its images, unless the run was trained on that very folder: then those held out from training.
+        **changes: Fields of `DataConfig` (`label_column="species"`) that differ from those of training.
 
     Returns:
         What `vitreous.evaluation.compute_metrics` returns, and `data`, `split` and `broken_files`.
@@ -162,7 +177,7 @@ def evaluate(run: str | Path | Run, data: str | Path | None = None, *, split: st
         source,
         run.class_names,
         split=split,
-        made_by=record["split"],
+        made_by={**record["split"], **{name: value for name, value in changes.items() if value is not None}},
         trained_on=record["fingerprint"],
         trained_at=record["root"],
     )

@@ -1,8 +1,8 @@
 """The records that describe a model and its input: frozen, plain, without Keras.
 
 Everything that two parts of vitreous must agree on stands here once: what the network is (`ViTConfig`), what an
-image must look like before it enters (`InputSpec`), how training varies it (`AugmentConfig`), and what a model's name
-stands for (`ModelSpec`).
+image must look like before it enters (`InputSpec`), how training varies it (`AugmentConfig`), how data are read and
+split (`DataConfig`), and what a model's name stands for (`ModelSpec`).
 
 Letters in shapes: B batch, H/W image pixels, C channels, P patch, N tokens, D width, A heads, K classes.
 """
@@ -553,6 +553,71 @@ class AugmentConfig(Record):
     def has_mixing(self) -> bool:
         """Whether images are mixed with each other, so that labels are shares of classes."""
         return self.mix_rate > 0 and max(self.mixup_alpha, self.cutmix_alpha) > 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(Record):
+    """How a data set is read and split: which column is what, and what is kept for validation and test.
+
+    Args:
+        val_fraction: Share of the images kept for validation where the data has no validation split, in [0, 1).
+        test_fraction: Share of all images kept for the test where the data has no split at all, in [0, 1).
+        image_column: Column of a table that holds the images: paths, URLs or bytes. Default: found by its name.
+        label_column: Column of a table that holds the labels. Default: found by its name.
+        label_separator: What parts several labels in one text, such as ",". Default: a text is one label.
+        split_column: Column of a table that says train, val or test. Default: found by its name, if there is one.
+        group_column: Column of a table whose equal values (one patient, one camera) stay on one side of every split.
+        num_folds: Parts for cross-validation, at least 2; each is the test set once.
+        fold: Which part is the test set, from 1 to num_folds.
+
+    Raises:
+        ConfigError: If a value is out of range.
+    """
+
+    val_fraction: float = 0.1
+    test_fraction: float = 0.1
+    image_column: str | None = None
+    label_column: str | None = None
+    label_separator: str | None = None
+    split_column: str | None = None
+    group_column: str | None = None
+    num_folds: int | None = None
+    fold: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("val_fraction", "test_fraction"):
+            value = getattr(self, name)
+            check(
+                0 <= value < 1, f"Cannot use {name}.", "a share in [0, 1)", f"{name}={value}", "Pass one such as 0.1."
+            )
+        check(
+            self.val_fraction + self.test_fraction < 1,
+            "Cannot split the images.",
+            "val_fraction + test_fraction below 1",
+            f"val_fraction={self.val_fraction}, test_fraction={self.test_fraction}",
+            "Pass smaller shares.",
+        )
+        check(
+            self.label_separator != "",
+            "Cannot use label_separator.",
+            "at least one character",
+            "label_separator=''",
+            "Pass one such as ','.",
+        )
+        if self.num_folds is None:
+            received = f"fold={self.fold}, num_folds=None"
+            check(self.fold is None, "Cannot use fold.", "num_folds beside it", received, "Pass both, or neither.")
+            return
+        check(
+            self.num_folds >= 2, "Cannot use num_folds.", "at least 2", f"num_folds={self.num_folds}", "Pass 5 or 10."
+        )
+        check(
+            self.fold is None or 1 <= self.fold <= self.num_folds,
+            "Cannot use fold.",
+            f"a fold from 1 to {self.num_folds}",
+            f"fold={self.fold}",
+            "Count folds from 1.",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

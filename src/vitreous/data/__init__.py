@@ -1,16 +1,17 @@
-"""Data: from folders to batches of uint8 images. Nothing in here knows Keras, and importing it loads neither Pillow
-nor scikit-learn.
+"""Data: from folders, tables and archives to batches of uint8 images. Importing it loads neither Keras nor Pillow nor
+scikit-learn.
 """
 
+from vitreous.data.built_in import BUILT_IN
 from vitreous.data.image_set import Dataset, Example, ImageSet
 from vitreous.data.images import IMAGE_SUFFIXES, check_image_header, decode_image, resize_image
 from vitreous.data.labelled import LabelledImages, load_evaluation_images
 from vitreous.data.pipeline import Batch, Loader
-from vitreous.data.sources import BUILT_IN, list_image_files, load_dataset
+from vitreous.data.sources import list_image_files, load_dataset, load_images
 from vitreous.data.splits import stratified_split
-from vitreous.data.stores import ArrayStore, FolderStore, Store
+from vitreous.data.stores import ArrayStore, FolderStore, SpanStore, Store
 from vitreous.data.transforms import augment_image, example_generator
-from vitreous.spec import AugmentConfig
+from vitreous.spec import AugmentConfig, DataConfig
 
 __all__ = [
     "BUILT_IN",
@@ -18,12 +19,14 @@ __all__ = [
     "ArrayStore",
     "AugmentConfig",
     "Batch",
+    "DataConfig",
     "Dataset",
     "Example",
     "FolderStore",
     "ImageSet",
     "LabelledImages",
     "Loader",
+    "SpanStore",
     "Store",
     "augment_image",
     "check_image_header",
@@ -32,6 +35,7 @@ __all__ = [
     "list_image_files",
     "load_dataset",
     "load_evaluation_images",
+    "load_images",
     "resize_image",
     "stratified_split",
 ]

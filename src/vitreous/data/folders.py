@@ -1,67 +1,140 @@
-"""What a folder of images holds: its layout, its classes, its files, and which of them are broken."""
+"""What a tree of files holds: its layout, its classes, its images. The tree may be a folder, an archive, or remote."""
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Protocol
 
-from vitreous.data.images import IMAGE_SUFFIXES, check_image_header, decode_image
-from vitreous.errors import DataError, ImageError
+import numpy as np
 
-SPLIT_NAMES = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-    "testing": "test",
-}
-"""Folder names that mean a split, in lower case."""
+from vitreous.data.contents import SPLIT_NAMES, Contents, leave_out_broken, shorten, source_error
+from vitreous.data.image_set import ImageSet
+from vitreous.data.images import IMAGE_SUFFIXES
+from vitreous.data.stores import FolderStore, Store
+from vitreous.errors import DataError
 
 LAYOUT = "one folder of images for each class, or train/, val/ and test/ with one folder for each class in each"
 
 _IGNORED = {"__macosx", "thumbs.db", "desktop.ini"}
-_NUM_THREADS = 4
-_CHUNK = 256
 
 
-@dataclass(frozen=True)
-class ImageFile:
-    """A file that is an image by name: its path relative to the data's folder, its bytes, and its class."""
+class Tree(Protocol):
+    """Folders and files, whatever holds them. A prefix is a folder's path from the root, with a slash at its end."""
 
-    name: str
-    num_bytes: int
-    label: int
+    what: str
+    """What to call the tree in errors, such as `"the folder photos"`."""
+    root: str
+    """Where it lies."""
+
+    def entries(self, prefix: str) -> tuple[list[str], list[tuple[str, int]]]:
+        """Returns the folders, and the files with their bytes, sorted, without hidden ones; nothing if it is none."""
+        ...
+
+    def walk(self, prefix: str, seen: Sequence[str] = ()) -> Iterator[tuple[str, int]]:
+        """Yields the files below a folder, as (path relative to it, bytes), sorted; `seen` are not entered."""
+        ...
+
+    def image_set(self, names: Sequence[str], labels: Sequence[int] | np.ndarray, sizes: Sequence[int]) -> ImageSet:
+        """Returns the files of these names as images."""
+        ...
 
 
-@dataclass
-class FolderContents:
-    """What `read_folder` found; `splits` has `"all"` alone where the folder gives no splits."""
+class FolderTree:
+    """A folder on this machine.
 
-    class_names: tuple[str, ...]
-    splits: dict[str, list[ImageFile]]
-    broken: dict[str, str] = field(default_factory=dict)
-    num_ignored: int = 0
-    notes: list[str] = field(default_factory=list)
+    Args:
+        root: The folder.
+    """
+
+    def __init__(self, root: str | Path):
+        self.root = str(root)
+        self.what = f"the folder {root}"
+
+    def entries(self, prefix: str) -> tuple[list[str], list[tuple[str, int]]]:
+        """Returns the folders and files in a folder."""
+        folder = os.path.join(self.root, prefix)
+        return list_folder(folder) if os.path.isdir(folder) else ([], [])
+
+    def walk(self, prefix: str, seen: Sequence[str] = ()) -> Iterator[tuple[str, int]]:
+        """Yields the files below a folder."""
+        return walk_files(os.path.join(self.root, prefix), seen=[os.path.join(self.root, each) for each in seen])
+
+    def image_set(self, names: Sequence[str], labels: Sequence[int] | np.ndarray, sizes: Sequence[int]) -> ImageSet:
+        """Returns files as images."""
+        return ImageSet(names, labels, store=FolderStore(self.root), file_sizes=sizes)
+
+
+class ListedTree:
+    """Files known by a list of their names.
+
+    A single folder that everything else lies in is taken for the root, as archives often have one.
+
+    Args:
+        what: What to call it in errors.
+        root: Where it lies.
+        names: Path of each file; row n of `store` is file n.
+        sizes: Bytes of each file.
+        store: What reads them.
+        notes: Facts worth printing.
+    """
+
+    def __init__(
+        self, what: str, root: str, names: Sequence[str], sizes: Sequence[int], store: Store, notes: Iterable[str] = ()
+    ):
+        self.what, self.root, self.store = what, root, store
+        self.notes = list(notes)
+        self.rows = {name: row for row, name in enumerate(names) if not _is_hidden(name)}
+        self._folders: dict[str, set[str]] = {"": set()}
+        self._files: dict[str, list[tuple[str, int]]] = {}
+        for name, row in self.rows.items():
+            prefix, slash, file = name.rpartition("/")
+            self._files.setdefault(prefix + slash, []).append((file, sizes[row]))
+            while prefix and f"{prefix}/" not in self._folders:
+                self._folders[f"{prefix}/"] = set()
+                prefix = prefix.rpartition("/")[0]
+        for prefix in sorted(filter(None, self._folders)):
+            parent, slash, name = prefix[:-1].rpartition("/")
+            self._folders[parent + slash].add(name)
+        self.top = ""
+        while not self._files.get(self.top) and len(self._folders[self.top]) == 1:
+            (only,) = self._folders[self.top]
+            if not self._folders[f"{self.top}{only}/"] or only.lower() in SPLIT_NAMES:
+                break
+            self.top += f"{only}/"
+
+    def entries(self, prefix: str) -> tuple[list[str], list[tuple[str, int]]]:
+        """Returns the folders and files in a folder."""
+        prefix = self.top + prefix
+        return sorted(self._folders.get(prefix, ())), sorted(self._files.get(prefix, ()))
+
+    def walk(self, prefix: str, seen: Sequence[str] = ()) -> Iterator[tuple[str, int]]:
+        """Yields the files below a folder."""
+        pending = [""]
+        while pending:
+            inner = pending.pop()
+            folders, files = self.entries(prefix + inner)
+            yield from ((inner + name, size) for name, size in files)
+            pending += [f"{inner}{name}/" for name in reversed(folders)]
+
+    def image_set(self, names: Sequence[str], labels: Sequence[int] | np.ndarray, sizes: Sequence[int]) -> ImageSet:
+        """Returns files as images, named as from `top`."""
+        rows = [self.rows[self.top + name] for name in names]
+        return ImageSet(names, labels, store=self.store, rows=rows, file_sizes=sizes)
+
+
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith(".") or part.lower() in _IGNORED for part in name.split("/"))
 
 
 def folder_error(folder: str | Path, expected: str, received: str, remedy: str) -> DataError:
     """Returns the error that says why a folder cannot be used."""
-    return DataError(f"Cannot use the folder {folder}. Expected {expected}. Received: {received}. {remedy}")
+    return source_error(f"the folder {folder}", expected, received, remedy)
 
 
 def is_image_name(name: str) -> bool:
     """Whether a file is an image by its suffix."""
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
-
-
-def shorten(names: Iterable[str], most: int = 5) -> str:
-    """Returns a few of `names`, and how many more there are, for a message."""
-    names = list(names)
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def list_folder(folder: str) -> tuple[list[str], list[tuple[str, int]]]:
@@ -113,19 +186,20 @@ def _identity(folder: str) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def read_folder(root: Path, *, min_classes: int = 2) -> FolderContents:
-    """Reads the layout, the classes and the files of a folder, and the header of every image.
+def read_folder(root: str | Path | Tree, *, min_classes: int = 2) -> Contents:
+    """Reads the layout, the classes and the files of a tree, and the header of every image.
 
     Args:
-        root: The folder.
+        root: The folder, or another tree.
         min_classes: Classes that there must be: 2 to train, 1 to evaluate.
 
     Raises:
-        DataError: If the folder is not laid out as `LAYOUT` says, or a class has no readable training image.
+        DataError: If the tree is not laid out as `LAYOUT` says, or a class has no readable training image.
     """
-    reader = _FolderReader(root, min_classes)
-    folders, files = list_folder(str(root))
-    split_folders = find_splits(root, folders)
+    tree = FolderTree(root) if isinstance(root, str | Path) else root
+    reader = _FolderReader(tree, min_classes)
+    folders, files = tree.entries("")
+    split_folders = find_splits(tree, folders)
     reader.pass_over(files)
     if not split_folders:
         classes = {"all": reader.scan_classes("", folders)}
@@ -134,45 +208,52 @@ def read_folder(root: Path, *, min_classes: int = 2) -> FolderContents:
             reader.notes.append(f"Folders beside the splits passed over: {shorten(others)}")
         classes = {}
         for split, name in split_folders.items():
-            subfolders, files = list_folder(os.path.join(root, name))
+            subfolders, files = tree.entries(f"{name}/")
             num_images = reader.pass_over(files)
             found = reader.scan_classes(f"{name}/", subfolders)
             if split != "train" and not any(found.values()):
                 reader.notes.append(f"{name}/ is not used: it has {num_images} images, and none in a class folder")
             else:
                 classes[split] = found
-    return reader.finish(classes)
+    contents = reader.finish(classes)
+    contents.places = {split: f"the folder {name}/" for split, name in split_folders.items()}
+    return contents
 
 
-def find_splits(root: Path, folders: list[str]) -> dict[str, str]:
+def find_splits(tree: Tree, folders: list[str]) -> dict[str, str]:
     """Returns split to folder name; empty if the folders are classes."""
     named = [name for name in folders if name.lower() in SPLIT_NAMES]
     train = [name for name in named if SPLIT_NAMES[name.lower()] == "train"]
-    has_classes_in_train = any(list_folder(os.path.join(root, name))[0] for name in train)
+    has_classes_in_train = any(tree.entries(f"{name}/")[0] for name in train)
     if not named or (len(named) < len(folders) and not has_classes_in_train):
         return {}
     splits: dict[str, str] = {}
     for name in named:
         split = SPLIT_NAMES[name.lower()]
         if split in splits:
-            raise folder_error(
-                root, f"one folder for {split}", f"folders={[splits[split], name]}", "Rename or merge one of them."
+            raise source_error(
+                tree.what, f"one folder for {split}", f"folders={[splits[split], name]}", "Rename or merge one of them."
             )
         splits[split] = name
     if not train:
-        raise folder_error(root, "a folder train/ beside the others", f"folders={named}", "Add train/, or rename one.")
+        raise source_error(
+            tree.what, "a folder train/ beside the others", f"folders={named}", "Add train/, or rename one."
+        )
     return {split: splits[split] for split in ("train", "val", "test") if split in splits}
 
 
 class _FolderReader:
-    """Collects what is found in a folder, class by class."""
+    """Collects what is found in a tree, class by class."""
 
-    def __init__(self, root: Path, min_classes: int):
-        self.root = root
+    def __init__(self, tree: Tree, min_classes: int):
+        self.tree = tree
         self.min_classes = min_classes
         self.notes: list[str] = []
         self.num_loose_images = 0
         self.other_suffixes: Counter[str] = Counter()
+
+    def error(self, expected: str, received: str, remedy: str) -> DataError:
+        return source_error(self.tree.what, expected, received, remedy)
 
     def pass_over(self, files: list[tuple[str, int]]) -> int:
         """Counts files outside the class folders; returns how many of them are images."""
@@ -183,97 +264,67 @@ class _FolderReader:
 
     def scan_classes(self, prefix: str, folders: list[str]) -> dict[str, list[tuple[str, int]]]:
         """Returns class to its image files, named relative to the root."""
-        parent = os.path.join(self.root, prefix)
         classes = {}
         for folder in folders:
-            files = list(walk_files(os.path.join(parent, folder), seen=(str(self.root), parent)))
+            files = list(self.tree.walk(f"{prefix}{folder}/", seen=("", prefix)))
             classes[folder] = [(f"{prefix}{folder}/{name}", size) for name, size in files if is_image_name(name)]
             self.other_suffixes.update(_suffix(name) for name, _ in files if not is_image_name(name))
         return classes
 
-    def finish(self, classes: dict[str, dict[str, list[tuple[str, int]]]]) -> FolderContents:
+    def finish(self, classes: dict[str, dict[str, list[tuple[str, int]]]]) -> Contents:
         """Checks the classes and the files."""
         main = "all" if "all" in classes else "train"
         class_names = tuple(sorted(classes[main]))
         self.check_classes(class_names)
         for name in class_names:
             if not name.isprintable():
-                raise folder_error(
-                    self.root, "class folders with names in Unicode", f"name={name!r}", "Rename this folder."
-                )
+                raise self.error("class folders with names in Unicode", f"name={name!r}", "Rename this folder.")
         for split, found in classes.items():
             if unknown := sorted(name for name in found if found[name] and name not in class_names):
-                raise folder_error(
-                    self.root,
+                raise self.error(
                     "the classes of held-out images among those of the training images",
                     f"unknown classes in {split}: {shorten(unknown)}",
                     "Rename or remove these folders, or add training images for them.",
                 )
-        splits = {
-            split: [ImageFile(*file, label) for label, name in enumerate(class_names) for file in found.get(name, ())]
-            for split, found in classes.items()
-        }
-        broken = _find_broken(self.root, [file for files in splits.values() for file in files])
-        self.check_readable(class_names, splits[main], broken)
-        splits = {split: [file for file in files if file.name not in broken] for split, files in splits.items()}
+        splits = {}
+        for split, found in classes.items():
+            files = [(*file, label) for label, name in enumerate(class_names) for file in found.get(name, ())]
+            names, sizes, labels = zip(*files, strict=True) if files else ((), (), ())
+            splits[split] = self.tree.image_set(names, labels, sizes)
+        remedy = "Add images to this folder, or remove it."
+        splits, broken = leave_out_broken(self.tree.what, splits, class_names, remedy)
         num_ignored = self.num_loose_images + self.other_suffixes.total()
         if num_ignored:
             parts = [f"{count} {suffix}" for suffix, count in self.other_suffixes.most_common()]
             if self.num_loose_images:
                 parts.insert(0, f"{self.num_loose_images} images outside the class folders")
             self.notes.append(f"{num_ignored} files passed over: {shorten(parts)}")
-        return FolderContents(class_names, splits, broken, num_ignored, self.notes)
+        return Contents(
+            name=os.path.basename(os.path.abspath(self.tree.root)) or self.tree.root,
+            class_names=class_names,
+            splits=splits,
+            broken=broken,
+            num_ignored=num_ignored,
+            notes=self.notes,
+        )
 
     def check_classes(self, class_names: tuple[str, ...]) -> None:
         if len(class_names) >= self.min_classes:
             return
         remedy = f"The layout is {LAYOUT}."
         if class_names:
-            inner = [os.path.join(self.root, name, class_names[0]) for name in ("", "train", "training")]
-            inner = [folder for folder in inner if os.path.isdir(folder) and len(list_folder(folder)[0]) > 1]
+            inner = [f"{prefix}{class_names[0]}" for prefix in ("", "train/", "training/")]
+            inner = [os.path.join(self.tree.root, name) for name in inner if len(self.tree.entries(f"{name}/")[0]) > 1]
             remedy = f"If the classes are the folders in {inner[0]}, pass that folder. {remedy}" if inner else remedy
-            raise folder_error(self.root, "at least two classes", f"classes={list(class_names)}", remedy)
+            raise self.error("at least two classes", f"classes={list(class_names)}", remedy)
         if self.num_loose_images:
-            raise folder_error(
-                self.root,
+            raise self.error(
                 "class folders",
                 f"{self.num_loose_images} images that lie in no class folder",
                 f"Sort them into folders. {remedy}",
             )
-        raise folder_error(self.root, "images in class folders", "an empty folder", remedy)
-
-    def check_readable(self, class_names: tuple[str, ...], files: list[ImageFile], broken: dict[str, str]) -> None:
-        """Decodes images of each class until one succeeds; those that fail join `broken`."""
-        members: list[list[ImageFile]] = [[] for _ in class_names]
-        for file in files:
-            members[file.label].append(file)
-        for name, candidates in zip(class_names, members, strict=True):
-            if any(file.name not in broken and self._decodes(file, broken) for file in candidates):
-                continue
-            reasons = [f"{file.name}: {broken[file.name]}" for file in candidates]
-            raise folder_error(
-                self.root,
-                "a readable training image in every class",
-                f"class={name!r} with {len(candidates)} image files" + (f" ({shorten(reasons, 2)})" if reasons else ""),
-                "Add images to this folder, or remove it.",
-            )
-
-    def _decodes(self, file: ImageFile, broken: dict[str, str]) -> bool:
-        try:
-            decode_image(self.root / file.name, min_size=1)
-        except ImageError as error:
-            broken[file.name] = error.reason
-        return file.name not in broken
+        raise self.error("images in class folders", "an empty folder", remedy)
 
 
 def _suffix(name: str) -> str:
     return os.path.splitext(name)[1].lower() or "without a suffix"
-
-
-def _find_broken(root: Path, files: list[ImageFile]) -> dict[str, str]:
-    def check(chunk: list[ImageFile]) -> list[tuple[str, str | None]]:
-        return [(file.name, check_image_header(os.path.join(root, file.name))) for file in chunk]
-
-    chunks = [files[start : start + _CHUNK] for start in range(0, len(files), _CHUNK)]
-    with ThreadPoolExecutor(_NUM_THREADS) as pool:
-        return {name: reason for chunk in pool.map(check, chunks) for name, reason in chunk if reason}

@@ -168,7 +168,7 @@ class Dataset:
 
     Args:
         name: Built-in name, or name of the folder.
-        root: The folder; None for a built-in set.
+        root: The folder, file or URL; None for a built-in set.
         class_names: Name of each class; label k means `class_names[k]`.
         splits: `ImageSet` under `"train"`, and under `"val"` and `"test"` where there are such images.
         broken: Files that look like images by name and are not, with the reason; they are in no split.
@@ -177,7 +177,7 @@ class Dataset:
     """
 
     name: str
-    root: Path | None
+    root: Path | str | None
     class_names: tuple[str, ...]
     splits: dict[str, ImageSet]
     broken: dict[str, str] = field(default_factory=dict)

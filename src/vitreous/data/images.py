@@ -34,6 +34,9 @@ IMAGE_SUFFIXES = frozenset(
 )
 """Suffixes of the files that count as images, in lower case."""
 
+HEAD_BYTES = 4096
+"""Bytes of a file that show what it is, in most cases."""
+
 _PLUGINS = ("Avif", "Bmp", "Gif", "Jpeg", "Jpeg2K", "Png", "Ppm", "Qoi", "Tiff", "Webp")
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF", "QOI")
 _PILLOW_WARNINGS = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
@@ -104,19 +107,23 @@ def decode_image(
         raise ImageError(name, _reason(error)) from error
 
 
-def check_image_header(path: str | Path) -> str | None:
-    """Looks at the first bytes of a file, without decoding it.
+def check_image_header(source: str | Path | bytes) -> str | None:
+    """Looks at the first bytes of an image, without decoding it.
 
     Args:
-        path: The file.
+        source: The file, or all its bytes.
 
     Returns:
         Why the file is no readable image, or None if it looks like one. It may still turn out to be cut short.
     """
     _silence_pillow()
     try:
-        if not (os.path.isfile(path) and _has_plain_header(path)):
-            with _open(path):
+        if isinstance(source, bytes):
+            is_plain = is_plain_header(source[:HEAD_BYTES])
+        else:
+            is_plain = os.path.isfile(source) and _has_plain_header(source)
+        if not is_plain:
+            with _open(source):
                 pass
     except Exception as error:
         return _reason(error)
@@ -126,7 +133,11 @@ def check_image_header(path: str | Path) -> str | None:
 def _has_plain_header(path: str | Path) -> bool:
     """Whether a file begins as most JPEG and PNG files do. Pillow, six times slower, judges the others."""
     with open(path, "rb", buffering=0) as file:
-        head = file.read(4096)
+        return is_plain_header(file.read(HEAD_BYTES))
+
+
+def is_plain_header(head: bytes) -> bool:
+    """Whether the first `HEAD_BYTES` of a file are those of an ordinary JPEG or PNG."""
     height = width = 0
     if head.startswith(b"\x89PNG\r\n\x1a\n") and head[12:16] == b"IHDR":
         width, height = struct.unpack_from(">II", head, 16) if len(head) > 32 else (0, 0)

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from vitreous.data.folders import find_splits, list_folder, read_folder, shorten
+from vitreous.data.contents import Contents, shorten
 from vitreous.data.image_set import Dataset, ImageSet
-from vitreous.data.sources import image_set_of, is_built_in, load_dataset
+from vitreous.data.sources import change_config, make_dataset, read_source, source_path
 from vitreous.errors import DataError
+from vitreous.spec import DataConfig
 
 
 @dataclass(frozen=True)
@@ -18,8 +19,8 @@ class LabelledImages:
     """Images whose labels follow a trained model's classes.
 
     Args:
-        images: Label k means the model's class k.
-        split: `"train"`, `"val"`, `"test"`, or `"all"` for a folder without splits.
+        images: Label k means the model's class k; with several labels an image, so does column k.
+        split: `"train"`, `"val"`, `"test"`, or `"all"` for a source without splits.
         broken: Files that cannot be read, and why; they are not in `images`.
     """
 
@@ -36,73 +37,90 @@ def load_evaluation_images(
     made_by: Mapping[str, Any] | None = None,
     trained_on: str | None = None,
     trained_at: str | None = None,
+    is_multi_label: bool | None = None,
 ) -> LabelledImages:
     """Loads the images that a trained model should be measured on.
 
     Args:
-        data: A built-in name, or a folder laid out as for training; a single class is enough.
+        data: A source as for `load_dataset`; a single class is enough.
         class_names: The model's classes; the data's must be among them.
         split: The part wanted: train, val, test, or all. Default: test where the data has splits; all of it where it
             has none, unless the model was trained on a part of it: then the test images that were kept apart.
-        made_by: Arguments of `load_dataset` (seed, val_fraction, test_fraction) that the model was trained with; they
-            decide the splits that the data does not give.
+        made_by: Arguments of `load_dataset` (seed, val_fraction, label_column) that the model was trained with; they
+            decide the splits that the data does not give, and which column is what.
         trained_on: Fingerprint of the data that the model was trained on.
-        trained_at: Folder that the model was trained on.
+        trained_at: Path or URL that the model was trained on.
+        is_multi_label: Whether the model answers with several labels; one label an image then becomes several of which
+            one applies. Default: as the data.
 
     Raises:
-        DataError: If a class is unknown to the model, there is no such split, or the model was trained on an earlier
-            state of this data, so that nobody can tell which images it has seen.
+        DataError: If a class is unknown to the model, there is no such split, the data has several labels an image and
+            the model one, or the model was trained on an earlier state of this data, so that nobody can tell which
+            images it has seen.
     """
-    root = Path(data)
-    is_folder = not is_built_in(data) and root.is_dir()
-    has_splits = is_folder and bool(find_splits(root, list_folder(str(root))[0]))
-    dataset = None
-    if not is_folder or has_splits:
-        dataset = load_dataset(data, **made_by or {})
-        is_given = split in (None, "test") or dataset.fingerprint == trained_on
-    elif split != "all":
-        dataset = _load_if_trainable(data, made_by or {})
-        is_given = dataset is not None and dataset.fingerprint == trained_on
-        if not is_given and split is None and trained_at != str(root.resolve()):
-            dataset, is_given = None, True  # other data, all of it unseen
+    options = dict(made_by or {})
+    seed = options.pop("seed", 0)
+    config = change_config(None, options)
+    contents = read_source(data, config, min_classes=1)
+    as_trained = _as_trained(data, contents, config, seed, trained_on)
+    dataset = as_trained
     if split == "all":
-        dataset, is_given = None, True
-    if not is_given:
+        dataset = None
+    elif as_trained is None and {"val", "test"} & set(contents.splits) and split in (None, "test"):
+        plain = DataConfig(val_fraction=config.val_fraction, test_fraction=config.test_fraction)
+        dataset = make_dataset(data, contents, plain, seed=seed)
+    elif as_trained is None and (split is not None or trained_at == str(source_path(data))):
         raise DataError(
             f"Cannot tell which images of {data} the model has seen. Expected the data as it was in training. "
             f"Received: other files, or no {split or 'test'} folder. Pass --split all to measure on all images, or a "
             "folder of images that were not trained on."
         )
     if dataset is None:
-        if not is_folder:
-            raise DataError(
-                f"Cannot evaluate on all of {data}. Expected a folder. Received: {data!r}. Leave out --split."
-            )
-        contents = read_folder(root, min_classes=1)
-        files = [file for files in contents.splits.values() for file in files]
-        images = image_set_of(root, files)
-        found, names, broken = "all", contents.class_names, contents.broken
+        found, images = "all", contents.all_images()
     else:
-        found, names, broken = split or "test", dataset.class_names, dataset.broken
+        found = split or "test"
         if found not in dataset.splits:
             raise DataError(
                 f"Cannot evaluate on {data}. Expected a {found} split. Received: splits={list(dataset.splits)}. "
                 "Pass one of these."
             )
         images = dataset.splits[found]
+    names = contents.class_names
     if unknown := [name for name in names if name not in class_names]:
         raise DataError(
             f"Cannot evaluate on {data}. Expected classes among the model's: {shorten(class_names)}. "
             f"Received: unknown classes {shorten(unknown)}. Rename the folders, or pass the run that knows them."
         )
     position = np.array([class_names.index(name) for name in names], dtype="int32")
-    relabelled = images.with_labels(position[images.labels])
-    return LabelledImages(relabelled, found, broken)
+    labels = _relabel(data, images, position, len(class_names), is_multi_label)
+    return LabelledImages(images.with_labels(labels), found, contents.broken)
 
 
-def _load_if_trainable(data: str | Path, made_by: Mapping[str, Any]) -> Dataset | None:
-    """Returns the data set with the splits of training; None if nothing can have been trained on it."""
+def _relabel(
+    data: str | Path, images: ImageSet, position: np.ndarray, num_classes: int, is_multi_label: bool | None
+) -> np.ndarray:
+    """Returns the labels in the model's classes, one or several as the model has them."""
+    if images.is_multi_label and is_multi_label is False:
+        raise DataError(
+            f"Cannot evaluate on {data}. Expected one label an image, as the model was trained with. "
+            "Received: several labels an image. Pass data with one label an image, or another run."
+        )
+    if not images.is_multi_label and not is_multi_label:
+        return position[images.labels]
+    labels = np.zeros((len(images), num_classes), bool)
+    if images.is_multi_label:
+        labels[:, position] = images.labels
+    else:
+        labels[np.arange(len(images)), position[images.labels]] = True
+    return labels
+
+
+def _as_trained(
+    data: str | Path, contents: Contents, config: DataConfig, seed: int, trained_on: str | None
+) -> Dataset | None:
+    """Returns the data set with the splits of training; None if it is not what the model was trained on."""
     try:
-        return load_dataset(data, **made_by)
+        dataset = make_dataset(data, contents, config, seed=seed)
     except DataError:
         return None
+    return dataset if dataset.fingerprint == trained_on else None

@@ -1,68 +1,306 @@
-"""Where images come from: folders, and data sets that come along. A `Dataset` holds names and labels, not pixels."""
+"""Where images come from: folders, tables, archives, shards, the network, and data sets that come along.
+
+`read_source` finds out which kind of source it is and reads it; `make_dataset` draws the splits that it does not give.
+No pixels are read but those of headers.
+"""
 
 import difflib
+import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from vitreous.data.folders import LAYOUT, ImageFile, folder_error, is_image_name, read_folder, shorten, walk_files
+from vitreous.data.archives import (
+    ARCHIVE_SUFFIXES,
+    archive_suffix,
+    index_tar,
+    tree_of_tar,
+    tree_of_zip,
+)
+from vitreous.data.built_in import BUILT_IN, is_built_in, load_built_in
+from vitreous.data.columns import Rows
+from vitreous.data.contents import Contents, join_images, members_of, shorten, source_error
+from vitreous.data.folders import LAYOUT, ListedTree, Tree, folder_error, is_image_name, read_folder, walk_files
 from vitreous.data.image_set import Dataset, ImageSet
-from vitreous.data.splits import check_fractions, stratified_split
+from vitreous.data.shards import is_pattern, is_shard, match_files, read_shards, shards_in
+from vitreous.data.splits import assign_folds, split_examples
+from vitreous.data.tables import TABLE_SUFFIXES, read_table
 from vitreous.errors import DataError, MissingPathError
-
-BUILT_IN = ("digits",)
-"""Data sets that need no folder."""
+from vitreous.spec import DataConfig
 
 
-def is_built_in(data: str | Path) -> bool:
-    """Whether `data` is a built-in name: a bare one, and a string, so that a folder of that name can still be given."""
-    return isinstance(data, str) and data in BUILT_IN
-
-
-def load_dataset(data: str | Path, *, seed: int = 0, val_fraction: float = 0.1, test_fraction: float = 0.1) -> Dataset:
+def load_dataset(data: str | Path, *, seed: int = 0, config: DataConfig | None = None, **changes: Any) -> Dataset:
     """Finds the images of a data set, their classes and their splits. No pixels are read but those of the headers.
 
-    A folder holds one folder for each class; or train/ (training/), val/ (valid/, validation/) and test/ (testing/),
-    in any case, with one folder for each class in them. Images in folders below a class count for that class.
+    The data are one of these:
+
+    - A folder with one folder for each class; or train/ (training/), val/ (valid/, validation/) and test/ (testing/),
+      in any case, with one folder for each class in them. Images in folders below a class count for that class.
+    - An archive (.zip, .tar, .tar.gz ...) laid out as such a folder.
+    - WebDataset shards: a .tar, a folder of them, or a pattern (`"shard-{000..012}.tar"`), with labels in .cls, .txt or
+      .json members.
+    - A table (.csv, .tsv, .jsonl, .parquet) with a column of paths, URLs or (Parquet) bytes, a column of labels, one
+      label or several, and perhaps a column that says train, val or test. Paths count from the table's folder.
+
+    What the source gives decides the splits:
 
     - val and test given: both are used as they are.
     - One of them given: it is the test set, whatever its name; validation images are drawn from train.
-    - None given: both are drawn.
+    - None given: both are drawn; or the test set is one of `num_folds` parts.
 
-    What is drawn is drawn at random and class by class; see `stratified_split`. Hidden files are passed over.
+    What is drawn is drawn at random: class by class (see `stratified_split`), label by label where an image may have
+    several, and by whole groups where there is a `group_column`. Hidden files are passed over.
 
     Args:
-        data: A folder, or the name of a built-in set: `"digits"` (1797 grey images of 8x8 pixels, 360 of them for test
-            whatever the seed). A folder of that very name is reached as `./digits`.
+        data: One of the above, or the name of a built-in set: `"digits"` (1797 grey images of 8x8 pixels, 360 of them
+            for test whatever the seed). A folder of that very name is reached as `./digits`.
         seed: Decides what is drawn.
-        val_fraction: Share of the images drawn for validation, in [0, 1).
-        test_fraction: Share of the images drawn for test, in [0, 1).
+        config: Columns and splits. Default: `DataConfig()`.
+        **changes: Fields of `DataConfig` that differ from `config`.
 
     Returns:
         A `Dataset`.
 
     Raises:
         MissingPathError: If `data` is neither.
-        DataError: If the folder is not laid out like that, or a class has no readable image.
-        ConfigError: If the shares leave nothing to train on.
+        DataError: If the source is not laid out like that, or a class has no readable image.
+        ConfigError: If an option is out of range; if the shares leave nothing to train on.
+
+    Example:
+
+    ```python
+    dataset = vitreous.load_dataset("birds.csv", label_column="species", val_fraction=0.2)
+    ```
     """
-    check_fractions(val_fraction, test_fraction)
+    config = change_config(config, changes)
+    return make_dataset(data, read_source(data, config), config, seed=seed)
+
+
+def change_config(config: DataConfig | None, changes: dict[str, Any]) -> DataConfig:
+    """Returns a config with some fields changed.
+
+    Raises:
+        UnknownNameError: If there is no such field.
+        ConfigError: If a value is out of range.
+    """
+    return DataConfig.from_dict({**(config or DataConfig()).to_dict(), **changes})
+
+
+def read_source(data: str | Path, config: DataConfig, *, min_classes: int = 2) -> Contents:
+    """Reads what a source holds; nothing is drawn.
+
+    Args:
+        data: As for `load_dataset`.
+        config: Which column is what.
+        min_classes: Classes that there must be: 2 to train, 1 to evaluate.
+
+    Raises:
+        MissingPathError: If there is no such source.
+        DataError: If it cannot be used.
+    """
     if is_built_in(data):
-        return _load_digits(seed, val_fraction)
-    root = Path(data)
-    if not root.exists():
+        return load_built_in(str(data))
+    if is_pattern(data):
+        return _match_shards(str(data), config).label(config, min_classes=min_classes)
+    path = Path(data)
+    if not path.exists():
         nearest = difflib.get_close_matches(str(data), BUILT_IN, n=1)
         raise MissingPathError(
             f"Cannot load the data set {data}. Expected a folder, or a built-in name: {', '.join(BUILT_IN)}. "
             f"Received: data={str(data)!r}, which does not exist. "
             + (f"Did you mean {nearest[0]}?" if nearest else "Check the path.")
         )
-    if not root.is_dir():
-        raise DataError(
-            f"Cannot load the data set {data}. Expected a folder. Received: a file. Unpack it. The layout is {LAYOUT}."
+    if path.is_dir():
+        if shards := shards_in(path):
+            name = path.resolve().name
+            return read_shards(shards, config, name=name, source=str(path)).label(config, min_classes=min_classes)
+        return read_folder(path, min_classes=min_classes)
+    if path.suffix.lower() in TABLE_SUFFIXES:
+        return read_table(path, config).label(config, min_classes=min_classes)
+    if archive_suffix(path):
+        tree = _open_archive(path, config)
+        if isinstance(tree, Rows):
+            return tree.label(config, min_classes=min_classes)
+        contents = read_folder(tree, min_classes=min_classes)
+        contents.name = _archive_name(path)
+        contents.notes = [*tree.notes, *contents.notes]
+        return contents
+    raise DataError(
+        f"Cannot load the data set {data}. Expected a folder, a table ({', '.join(TABLE_SUFFIXES)}) or an archive "
+        f"({', '.join(ARCHIVE_SUFFIXES)}). Received: a file of another kind. The layout of a folder is {LAYOUT}."
+    )
+
+
+def _match_shards(pattern: str, config: DataConfig) -> Rows:
+    """Returns the examples in the shards that a pattern stands for."""
+    paths = match_files(pattern)
+    if other := [path.name for path in paths if path.suffix != ".tar"]:
+        raise source_error(
+            f"the files {pattern}", "tar shards", shorten(other), "Name one file, a folder, or a pattern of .tar files."
         )
-    return _load_folder(root, seed, val_fraction, test_fraction)
+    name = re.sub(r"[-_.]+$", "", re.split(r"[{*?]", Path(pattern).name)[0]) or Path(pattern).resolve().parent.name
+    return read_shards(paths, config, name=name, source=pattern)
+
+
+def _archive_name(path: Path) -> str:
+    return path.name[: -len(archive_suffix(path) or "")]
+
+
+def _open_archive(path: Path, config: DataConfig) -> ListedTree | Rows:
+    """Returns what an archive holds: a tree, or the examples of a shard."""
+    if archive_suffix(path) == ".zip":
+        return tree_of_zip(path, path)
+    index = index_tar(path)
+    if is_shard(index):
+        return read_shards([path], config, name=_archive_name(path), source=str(path), indices=[index])
+    return tree_of_tar(index, path)
+
+
+def source_path(data: str | Path) -> str | Path:
+    """Returns where a source lies: its whole path."""
+    return Path(data).resolve()
+
+
+def make_dataset(data: str | Path, contents: Contents, config: DataConfig, *, seed: int = 0) -> Dataset:
+    """Draws the splits that a source does not give.
+
+    Args:
+        data: The source.
+        contents: What it holds.
+        config: What to draw.
+        seed: The same seed draws the same images.
+
+    Raises:
+        DataError: If folds are wanted of a source that is split already, or groups of one without that column.
+    """
+    splits, notes = dict(contents.splits), list(contents.notes)
+    column = config.group_column
+    if column is not None and any(column not in images.columns for images in splits.values()):
+        raise source_error(
+            str(data),
+            "a source with columns, one of them group_column",
+            f"group_column={column!r}",
+            "List the images in a table that has this column, or leave it out.",
+        )
+    if "all" in splits:
+        splits["train"] = splits.pop("all")
+    if config.num_folds is not None:
+        notes += _draw_fold(data, splits, contents, config.num_folds, config, seed)
+    elif "val" in splits and "test" in splits:
+        notes.append(f"train, val and test are as {contents.given_by} give them")
+    elif "val" in splits or "test" in splits:
+        held_out = "val" if "val" in splits else "test"
+        splits["test"] = splits.pop(held_out)
+        notes.append(f"test is {contents.places.get(held_out, 'as ' + contents.given_by + ' give it')}")
+        notes += _draw(splits, "val", config.val_fraction, config, seed)
+    else:
+        num_images = len(splits["train"])
+        notes += _draw(splits, "test", config.test_fraction, config, seed)
+        notes += _draw(splits, "val", config.val_fraction * num_images / len(splits["train"]), config, seed)
+    notes += _notes_on_groups(splits, config)
+    notes += _notes_on_classes(splits, contents.class_names)
+    return Dataset(
+        name=contents.name,
+        root=None if is_built_in(data) else Path(data),
+        class_names=contents.class_names,
+        splits={split: splits[split] for split in ("train", "val", "test") if split in splits},
+        broken=contents.broken,
+        num_ignored=contents.num_ignored,
+        notes=notes,
+    )
+
+
+def _groups(images: ImageSet, config: DataConfig) -> np.ndarray | None:
+    """Returns the group of each image; None if there are none. An image without a value is a group of its own."""
+    if config.group_column is None:
+        return None
+    values = images.columns[config.group_column]
+    return np.array([f"={v}" if _is_known(v) else f"#{row}" for v, row in zip(values, images.rows, strict=True)])
+
+
+def _is_known(value: Any) -> bool:
+    return not (value is None or value == "" or value != value)
+
+
+def _draw(splits: dict[str, ImageSet], split: str, fraction: float, config: DataConfig, seed: int) -> list[str]:
+    """Moves a share of train into a new split; returns the note that says so."""
+    train = splits["train"]
+    groups = _groups(train, config)
+    kept, drawn = split_examples(train.labels, fraction, seed, groups)
+    if not len(drawn):
+        why = "every class has one image" if groups is None else f"{config.group_column} has too few groups"
+        return [f"there is no {split} split: its share is 0, or {why}"]
+    splits["train"], splits[split] = train.take(kept), train.take(drawn)
+    return [f"{split} is {len(drawn)} of {len(train)} training images, drawn {_manner(train, config)} with seed {seed}"]
+
+
+def _manner(images: ImageSet, config: DataConfig) -> str:
+    if config.group_column is not None:
+        return f"by whole groups of {config.group_column}"
+    return "label by label" if images.is_multi_label else "class by class"
+
+
+def _draw_fold(
+    data: str | Path, splits: dict[str, ImageSet], contents: Contents, num_folds: int, config: DataConfig, seed: int
+) -> list[str]:
+    """Makes one fold the test set, and draws val from the rest; returns the notes that say so."""
+    if len(splits) > 1:
+        raise DataError(
+            f"Cannot make {num_folds} folds of {data}. Expected data that is not split. "
+            f"Received: splits={list(contents.splits)}. Leave out the folds, or name the training images alone."
+        )
+    images, fold = splits["train"], config.fold or 1
+    groups = _groups(images, config)
+    num_parts = len(images) if groups is None else len(np.unique(groups))
+    if num_parts < num_folds:
+        unit = "images" if groups is None else f"groups of {config.group_column}"
+        raise DataError(
+            f"Cannot make {num_folds} folds of {data}. Expected at least as many {unit}. "
+            f"Received: {num_parts}. Make fewer folds."
+        )
+    is_test = assign_folds(images.labels, num_folds, seed, groups) == fold - 1
+    splits["train"], splits["test"] = images.take(np.flatnonzero(~is_test)), images.take(np.flatnonzero(is_test))
+    note = (
+        f"test is fold {fold} of {num_folds}, {is_test.sum()} of {len(images)} images, "
+        f"drawn {_manner(images, config)} with seed {seed}"
+    )
+    share = config.val_fraction * len(images) / len(splits["train"])
+    return [note, *_draw(splits, "val", min(share, 0.99), config, seed)]
+
+
+def _notes_on_groups(splits: dict[str, ImageSet], config: DataConfig) -> list[str]:
+    if config.group_column is None:
+        return []
+    known = {
+        split: {v for v in images.columns[config.group_column] if _is_known(v)} for split, images in splits.items()
+    }
+    unknown = sum(not _is_known(v) for images in splits.values() for v in images.columns[config.group_column])
+    notes = [f"{unknown} images have no {config.group_column}, and are a group each"] if unknown else []
+    for split in ("val", "test"):
+        if shared := sorted(map(str, known.get(split, set()) & known["train"])):
+            notes.append(
+                f"{len(shared)} groups of {config.group_column} are in train and in {split}, as the data give them: "
+                f"{shorten(shared)}"
+            )
+    return notes
+
+
+def _notes_on_classes(splits: dict[str, ImageSet], class_names: tuple[str, ...]) -> list[str]:
+    """Returns notes on the classes that some split lacks."""
+    num_classes = len(class_names)
+    counts = {split: np.array([len(m) for m in members_of(images, num_classes)]) for split, images in splits.items()}
+    total = sum(counts.values())
+    missing = {f"without a {split} image": (counts[split] == 0) & (total > 1) for split in counts if split != "train"}
+    missing = {"in train only, having one image": (total == 1) & (counts["train"] == 1), **missing}
+    missing["without a train image"] = counts["train"] == 0
+    notes = []
+    for text, chosen in missing.items():
+        if chosen.any():
+            names = [name for name, is_chosen in zip(class_names, chosen, strict=True) if is_chosen]
+            notes.append(f"{len(names)} of {num_classes} classes {text}: {shorten(names)}")
+    return notes
 
 
 def list_image_files(paths: Iterable[str | Path]) -> list[Path]:
@@ -89,70 +327,46 @@ def list_image_files(paths: Iterable[str | Path]) -> list[Path]:
     return files
 
 
-def _load_digits(seed: int, val_fraction: float) -> Dataset:
-    from sklearn.datasets import load_digits
+def load_images(paths: str | Path | Iterable[str | Path], config: DataConfig | None = None) -> ImageSet:
+    """Finds images without asking for labels.
 
-    digits = load_digits()
-    arrays = np.round(digits.images * (255 / 16)).astype("uint8")[..., None]  # (1797, 8, 8, 1)
-    images = ImageSet([f"digits/{i}" for i in range(len(arrays))], digits.target, arrays=arrays)
-    rest, test = stratified_split(images.labels, 360 / len(images), seed=0)
-    splits = {"train": images.take(rest), "test": images.take(test)}
-    notes = ["test is the same 360 images for every seed", *_draw(splits, "val", val_fraction, seed)]
-    class_names = tuple(str(name) for name in digits.target_names)
-    return Dataset(name="digits", root=None, class_names=class_names, splits=_in_order(splits), notes=notes)
+    Args:
+        paths: Image files, folders of images (searched to the bottom), and every other source that `load_dataset`
+            takes; in that order.
+        config: Which column of a table holds the images.
 
+    Returns:
+        An `ImageSet` with labels -1. Files are named by their path, other images as their source names them.
 
-def _load_folder(root: Path, seed: int, val_fraction: float, test_fraction: float) -> Dataset:
-    contents = read_folder(root)
-    splits = {split: image_set_of(root, files) for split, files in contents.splits.items() if files}
-    notes = contents.notes
-    if "all" in splits:
-        splits["train"] = splits.pop("all")
-    if "val" in splits and "test" in splits:
-        notes.append("train, val and test are as the folders give them")
-    elif "val" in splits or "test" in splits:
-        held_out = "val" if "val" in splits else "test"
-        splits["test"] = splits.pop(held_out)
-        notes.append(f"test is the folder {splits['test'].names[0].split('/')[0]}/")
-        notes += _draw(splits, "val", val_fraction, seed)
-    else:
-        num_images = len(splits["train"])
-        notes += _draw(splits, "test", test_fraction, seed)
-        notes += _draw(splits, "val", val_fraction * num_images / len(splits["train"]), seed)
-    num_classes = len(contents.class_names)
-    counts = {split: np.bincount(images.labels, minlength=num_classes) for split, images in splits.items()}
-    total = sum(counts.values())
-    missing = {f"without a {split} image": (counts[split] == 0) & (total > 1) for split in counts if split != "train"}
-    for text, chosen in {"in train only, having one image": total == 1, **missing}.items():
-        if chosen.any():
-            names = [name for name, is_chosen in zip(contents.class_names, chosen, strict=True) if is_chosen]
-            notes.append(f"{len(names)} of {num_classes} classes {text}: {shorten(names)}")
-    return Dataset(
-        name=root.resolve().name or str(root),
-        root=root,
-        class_names=contents.class_names,
-        splits=_in_order(splits),
-        broken=contents.broken,
-        num_ignored=contents.num_ignored,
-        notes=notes,
-    )
+    Raises:
+        MissingPathError: If a path does not exist.
+        DataError: If a source has no images.
+    """
+    config = config or DataConfig()
+    parts = [_images_at(path, config) for path in ([paths] if isinstance(paths, str | Path) else paths)]
+    return join_images(parts)
 
 
-def image_set_of(root: Path, files: list[ImageFile]) -> ImageSet:
-    """Returns the images of `read_folder`'s files, which must be at least one."""
-    names, sizes, labels = zip(*((file.name, file.num_bytes, file.label) for file in files), strict=True)
-    return ImageSet(names, labels, root=root, file_sizes=sizes)
+def _images_in(tree: Tree) -> ImageSet:
+    """Returns all images of a tree."""
+    found = sorted((name, size) for name, size in tree.walk("") if is_image_name(name))
+    if not found:
+        raise source_error(tree.what, "image files in it", "none", "Name one that has some.")
+    names, sizes = zip(*found, strict=True)
+    return tree.image_set(names, np.full(len(names), -1), sizes)
 
 
-def _draw(splits: dict[str, ImageSet], split: str, fraction: float, seed: int) -> list[str]:
-    """Moves a share of train into a new split; returns the note that says so."""
-    train = splits["train"]
-    kept, drawn = stratified_split(train.labels, fraction, seed)
-    if not len(drawn):
-        return [f"there is no {split} split: its share is 0, or every class has one image"]
-    splits["train"], splits[split] = train.take(kept), train.take(drawn)
-    return [f"{split} is {len(drawn)} of {len(train)} training images, drawn class by class with seed {seed}"]
-
-
-def _in_order(splits: dict[str, ImageSet]) -> dict[str, ImageSet]:
-    return {split: splits[split] for split in ("train", "val", "test") if split in splits}
+def _images_at(path: str | Path, config: DataConfig) -> ImageSet:
+    if is_built_in(path):
+        return load_built_in(str(path)).all_images()
+    if is_pattern(path):
+        return _match_shards(str(path), config).images()
+    path = Path(path)
+    if path.is_file() and path.suffix.lower() in TABLE_SUFFIXES:
+        return read_table(path, config).images()
+    if path.is_dir() and (shards := shards_in(path)):
+        return read_shards(shards, config, name=path.name, source=str(path)).images()
+    if path.is_file() and archive_suffix(path):
+        tree = _open_archive(path, config)
+        return tree.images() if isinstance(tree, Rows) else _images_in(tree)
+    return ImageSet([str(file) for file in list_image_files([path])])

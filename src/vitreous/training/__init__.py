@@ -6,10 +6,11 @@ Names are looked up when first used, so that recipes can be read without Keras.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vitreous.training.folds import train_folds
     from vitreous.training.run import Run, load_model, load_run
     from vitreous.training.trainer import train
 
-__all__ = ["Run", "load_model", "load_run", "train"]
+__all__ = ["Run", "load_model", "load_run", "train", "train_folds"]
 
 
 def __getattr__(name: str) -> Any:
@@ -17,6 +18,10 @@ def __getattr__(name: str) -> Any:
         from vitreous.training import run
 
         return getattr(run, name)
+    if name == "train_folds":
+        from vitreous.training.folds import train_folds
+
+        return train_folds
     if name == "train":
         from vitreous.training.trainer import train
 

@@ -19,7 +19,8 @@ import tomli_w
 from vitreous import __version__
 from vitreous.backend import select_precision
 from vitreous.data import BUILT_IN, Dataset, ImageSet, Loader, load_dataset, resize_image
-from vitreous.errors import ImageError
+from vitreous.data.sources import source_path
+from vitreous.errors import ConfigError, ImageError
 from vitreous.evaluation import (
     collect_logits,
     compute_metrics,
@@ -31,7 +32,7 @@ from vitreous.evaluation import (
 from vitreous.figures import draw_confusion, draw_curves, draw_labels, draw_patches, draw_predictions
 from vitreous.model import VisionTransformer, create_predict_function
 from vitreous.registry import count_parameters, get_spec
-from vitreous.spec import InputSpec, ModelSpec
+from vitreous.spec import DataConfig, InputSpec, ModelSpec
 from vitreous.training.fit import Evaluation, History, Interrupt, fit
 from vitreous.training.losses import create_loss
 from vitreous.training.optimizer import create_optimizer
@@ -48,8 +49,6 @@ def train(
     recipe: str | Path | Recipe | None = None,
     pretrained: str | Path | None = None,
     seed: int = 0,
-    val_fraction: float = 0.1,
-    test_fraction: float = 0.1,
     overwrite: bool = False,
     reporter: Reporter | None = None,
     **changes: Any,
@@ -57,19 +56,17 @@ def train(
     """Trains a classifier on labelled images and leaves a run folder.
 
     Args:
-        data: A folder with one folder a class (with or without train/ and val/ or test/ above them), a built-in name
-            such as `"digits"`, or a loaded `Dataset`.
+        data: A source as for `load_dataset`: a folder with one folder a class (with or without train/ and val/ or
+            test/ above them), a table, a built-in name such as `"digits"`; or a loaded `Dataset`.
         out: Where the run goes. Default: the first free `runs/DATA-N`.
         recipe: A recipe, its name, or a TOML file. Default: chosen from the data.
         pretrained: Weights to start from, as `import_weights` takes them: a local file or folder, `timm/NAME.TAG`,
             `hf:OWNER/NAME`. The model and its input are theirs; the head is fresh. Default: random weights.
         seed: Decides splits, first weights, order and augmentation.
-        val_fraction: Share of the training images kept for validation, where the data has no validation split.
-        test_fraction: Share of all images kept for the test, where the data has no split at all.
         overwrite: Whether a run at `out` may be replaced (once the new one is whole).
         reporter: Where progress is shown. Default: nowhere.
-        **changes: Fields of `Recipe` that differ from the recipe's; nested ones as dicts
-            (`optimizer={"learning_rate": 3e-4}`).
+        **changes: Fields of `DataConfig` (`val_fraction=0.2`, `label_column="species"`), and fields of `Recipe` that
+            differ from the recipe's; nested ones as dicts (`optimizer={"learning_rate": 3e-4}`).
 
     Returns:
         The run, with what was measured on the test images in `run.metrics["test"]`.
@@ -89,7 +86,7 @@ def train(
     ```
     """
     reporter = reporter or Reporter()
-    split: dict[str, Any] = {"seed": seed, "val_fraction": val_fraction, "test_fraction": test_fraction}
+    split, changes = split_options(data, seed, changes)
     dataset = data if isinstance(data, Dataset) else load_dataset(data, **split)
     recipe_name, settled = _settle_recipe(recipe or ("finetune" if pretrained else None), dataset, changes)
     if pretrained is None:
@@ -116,7 +113,7 @@ def train(
         num_epochs = max(round(settled.num_examples_seen / len(train_images)), 1)
         settled = dataclasses.replace(settled, epochs=num_epochs)
     policy = select_precision(settled.precision, keras.backend.backend())
-    writer = RunWriter(out or _free_path(dataset.name), overwrite=overwrite)
+    writer = RunWriter(out or free_path(dataset.name), overwrite=overwrite)
     with Interrupt() as interrupt:
         try:
             _train(reporter, interrupt, writer, dataset, loader, recipe_name, settled, spec, weights, split, policy)
@@ -209,6 +206,21 @@ def _train(
 _FEW_STEPS = 20
 
 
+def split_options(
+    data: str | Path | Dataset, seed: int, changes: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the options that decide how data are read and split, as they were resolved, and the other changes."""
+    names = {field.name for field in dataclasses.fields(DataConfig)}
+    given = {name: value for name, value in changes.items() if name in names and value is not None}
+    if isinstance(data, Dataset) and given:
+        raise ConfigError(
+            f"Cannot split the data set {data.name}. Expected no options of the data beside a Dataset. "
+            f"Received: {', '.join(given)}. Pass them to load_dataset."
+        )
+    config = DataConfig.from_dict(given)
+    return {"seed": seed, **_without_none(config.to_dict())}, {k: v for k, v in changes.items() if k not in names}
+
+
 def _settle_recipe(
     recipe: str | Path | Recipe | None, dataset: Dataset, changes: Mapping[str, Any]
 ) -> tuple[str, Recipe]:
@@ -270,7 +282,7 @@ def _readable(images: ImageSet, indices: Iterable[int], num_channels: int = 3) -
             yield images.load(int(i), num_channels)
 
 
-def _free_path(name: str) -> Path:
+def free_path(name: str) -> Path:
     """Returns the first `runs/NAME-N` that does not exist."""
     number = 1
     while (path := Path("runs", f"{name}-{number}")).exists():
@@ -475,7 +487,7 @@ def _config(
 def _root(dataset: Dataset) -> str:
     """Returns where the data came from: its folder, or a word in brackets."""
     if dataset.root is not None:
-        return str(dataset.root.resolve())
+        return str(source_path(dataset.root))
     return "(built in)" if dataset.name in BUILT_IN else "(from Python)"
 
 

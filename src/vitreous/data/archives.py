@@ -1,0 +1,180 @@
+"""Images inside a zip or a tar, read where they lie; nothing is unpacked but a tar that is compressed as a whole."""
+
+import bz2
+import functools
+import gzip
+import lzma
+import os
+import posixpath
+import shutil
+import struct
+import tarfile
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, cast
+
+import numpy as np
+
+from vitreous.data.cache import cached_file
+from vitreous.data.contents import source_error
+from vitreous.data.folders import ListedTree
+from vitreous.data.images import HEAD_BYTES, check_image_header, is_plain_header
+from vitreous.data.stores import SpanStore, read_span
+from vitreous.errors import ImageError
+
+_COMPRESSED = {
+    ".tar.gz": gzip.open,
+    ".tgz": gzip.open,
+    ".tar.bz2": bz2.open,
+    ".tbz2": bz2.open,
+    ".tar.xz": lzma.open,
+    ".txz": lzma.open,
+}
+ARCHIVE_SUFFIXES = (".zip", ".tar", *_COMPRESSED)
+"""Suffixes of the files that are archives."""
+
+_LOCAL_HEADER = struct.Struct("<4s5H3I2H")
+
+
+def archive_suffix(path: str | Path) -> str | None:
+    """Returns how the name of an archive ends; None if the file is none by its name.
+
+    Example:
+        >>> archive_suffix("photos.TAR.gz"), archive_suffix("photos.csv")
+        ('.tar.gz', None)
+    """
+    return next((suffix for suffix in ARCHIVE_SUFFIXES if str(path).lower().endswith(suffix)), None)
+
+
+@dataclass(frozen=True)
+class TarIndex:
+    """Where the files of a tar begin.
+
+    Args:
+        path: The tar.
+        names: Path of each file in it.
+        offsets: First byte of each.
+        sizes: Bytes of each.
+        notes: Facts worth printing.
+    """
+
+    path: Path
+    names: list[str]
+    offsets: list[int]
+    sizes: list[int]
+    notes: tuple[str, ...] = ()
+
+
+def index_tar(path: Path) -> TarIndex:
+    """Lists the files of a tar, by reading the headers in it.
+
+    A tar that is compressed as a whole cannot be read at random; it is decompressed once, into `cache_folder()`.
+
+    Raises:
+        DataError: If it is no tar, or is cut short.
+    """
+    what = f"the archive {path}"
+    notes: tuple[str, ...] = ()
+    suffix = archive_suffix(path)
+    try:
+        if suffix in _COMPRESSED:
+            path = cached_file(path, ".tar", functools.partial(_decompress, _COMPRESSED[suffix], path))
+            notes = (f"the archive is compressed as a whole; decompressed, it is kept as {path}",)
+        with tarfile.open(path, "r:") as file:
+            members = [(posixpath.normpath(m.name), m.offset_data, m.size) for m in file if m.isreg()]
+        end = max((offset + size for _, offset, size in members), default=0)
+        if end > os.path.getsize(path):
+            raise tarfile.ReadError("unexpected end of data")
+    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise source_error(what, "a whole tar", reason, "Pack it, or fetch it, anew.") from error
+    names, offsets, sizes = zip(*members, strict=True) if members else ((), (), ())
+    return TarIndex(path, list(names), list(offsets), list(sizes), notes)
+
+
+def _decompress(opener: Any, source: Path, target: Path) -> None:
+    with opener(source, "rb") as packed, target.open("wb") as plain:
+        shutil.copyfileobj(cast(IO[bytes], packed), plain, 1 << 20)
+
+
+def tree_of_tar(index: TarIndex, source: str | Path) -> ListedTree:
+    """Returns the files of a tar as a tree."""
+    store = SpanStore([index.path], np.zeros(len(index.names), int), index.offsets, index.sizes)
+    return ListedTree(f"the archive {source}", str(source), index.names, index.sizes, store, index.notes)
+
+
+def tree_of_zip(path: Path, source: str | Path) -> ListedTree:
+    """Returns the files of a zip as a tree.
+
+    Raises:
+        DataError: If it is no zip, or its files are encrypted or compressed in a rare way.
+    """
+    what = f"the archive {source}"
+    try:
+        with zipfile.ZipFile(path) as file:
+            members = [member for member in file.infolist() if not member.is_dir()]
+    except (zipfile.BadZipFile, OSError) as error:
+        raise source_error(what, "a whole zip", str(error), "Pack it, or fetch it, anew.") from error
+    for member in members:
+        if member.flag_bits & 1 or member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            kind = "encrypted" if member.flag_bits & 1 else f"compressed by method {member.compress_type}"
+            raise source_error(
+                what,
+                "a zip of files that are stored or deflated",
+                f"{member.filename}, {kind}",
+                "Unpack it, and pass the folder.",
+            )
+    names = [posixpath.normpath(member.filename.replace("\\", "/")) for member in members]
+    return ListedTree(what, str(source), names, [member.file_size for member in members], ZipStore(path, members))
+
+
+class ZipStore:
+    """Files in a zip. Each read opens it anew, so that several threads may read at once.
+
+    Args:
+        path: The zip.
+        members: Its files, stored or deflated; row n is member n.
+    """
+
+    def __init__(self, path: Path, members: list[zipfile.ZipInfo]):
+        self.zip_path = path
+        fields = [(m.header_offset, m.compress_size, m.file_size, m.compress_type, m.CRC) for m in members]
+        self.members = np.array(fields, "int64").reshape(-1, 5)
+
+    def path(self, row: int, name: str) -> None:
+        """Returns None: the image has no file of its own."""
+        return None
+
+    def read(self, row: int, name: str) -> bytes:
+        """Returns the bytes of a file.
+
+        Raises:
+            ImageError: If they are not those that were packed.
+        """
+        data = self._read(row, name)
+        if zlib.crc32(data) != self.members[row, 4]:
+            raise ImageError(name, f"damaged in {self.zip_path}: its checksum is another one")
+        return data
+
+    def check(self, row: int, name: str) -> str | None:
+        """Returns what is wrong with the first bytes of a file, or None."""
+        if is_plain_header(self._read(row, name, HEAD_BYTES)):
+            return None
+        return check_image_header(self.read(row, name))
+
+    def _read(self, row: int, name: str, most: int | None = None) -> bytes:
+        """Returns the bytes of a file, or about the first `most` of them."""
+        start, packed_size, size, method, _ = map(int, self.members[row])
+        header = _LOCAL_HEADER.unpack(read_span(self.zip_path, start, _LOCAL_HEADER.size, name))
+        if header[0] != b"PK\x03\x04":
+            raise ImageError(name, f"damaged in {self.zip_path}: no file begins where it should")
+        start += _LOCAL_HEADER.size + header[-2] + header[-1]
+        packed = read_span(self.zip_path, start, packed_size if most is None else min(packed_size, most), name)
+        if method == zipfile.ZIP_STORED:
+            return packed
+        try:
+            return zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed, size if most is None else most)
+        except zlib.error as error:
+            raise ImageError(name, f"damaged in {self.zip_path}: {error}") from error

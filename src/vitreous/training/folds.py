@@ -1,0 +1,189 @@
+"""Cross-validation: a run for each fold, and what they say together."""
+
+import json
+import os
+import shlex
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vitreous import __version__
+from vitreous.data.sources import load_dataset
+from vitreous.errors import ConfigError, RunExistsError
+from vitreous.training.progress import Reporter
+from vitreous.training.run import Run
+from vitreous.training.trainer import free_path, split_options, train
+
+
+@dataclass(frozen=True)
+class CrossValidation:
+    """The runs of all folds.
+
+    Args:
+        path: Folder that the runs lie in, as `fold-1` to `fold-K`.
+        runs: The runs, in the order of the folds; fewer than K if training was interrupted.
+        metrics: What `metrics.json` holds; empty if training was interrupted.
+    """
+
+    path: Path
+    runs: tuple[Run, ...]
+    metrics: dict[str, Any]
+
+    @property
+    def is_interrupted(self) -> bool:
+        """Whether training was interrupted; there are no metrics then."""
+        return not self.metrics
+
+
+def train_folds(
+    data: str | Path,
+    *,
+    num_folds: int,
+    out: str | Path | None = None,
+    seed: int = 0,
+    overwrite: bool = False,
+    reporter: Reporter | None = None,
+    **changes: Any,
+) -> CrossValidation:
+    """Trains a classifier K times, each time with another fold as the test set.
+
+    The folds partition the images: class by class, label by label, or by whole groups with a `group_column`.
+
+    Args:
+        data: A source as for `load_dataset`, without a split of its own.
+        num_folds: K, at least 2.
+        out: Folder of the runs `fold-1` to `fold-K`, `metrics.json` and `README.md`. Default: the first free
+            `runs/DATA-N`.
+        seed: Decides folds and validation images, and everything else as for `train`.
+        overwrite: Whether runs that lie there may be replaced.
+        reporter: Where progress is shown. Default: nowhere.
+        **changes: As for `train`.
+
+    Returns:
+        The runs and their metrics: for each number measured on the test images its mean, its standard deviation
+        between the folds (with K - 1 in the denominator), and its values.
+
+    Raises:
+        ConfigError: If `fold` is given, which `train` takes.
+        RunExistsError: If something lies where a run would go, and `overwrite` is False.
+        Exception: As for `train`.
+
+    Example:
+
+    ```python
+    result = train_folds("photos", num_folds=5)
+    print(result.metrics["test"]["accuracy"]["mean"])
+    ```
+    """
+    if changes.get("fold") is not None:
+        raise ConfigError(
+            f"Cannot train all folds. Expected no single fold. Received: fold={changes['fold']}. "
+            "Leave it out, or call train with num_folds and fold."
+        )
+    reporter = reporter or Reporter()
+    options, _ = split_options(data, seed, {**changes, "num_folds": num_folds, "fold": 1})
+    folder = Path(out) if out is not None else free_path(load_dataset(data, **options).name)
+    places = [folder / f"fold-{fold}" for fold in range(1, num_folds + 1)]
+    taken = [place for place in (*places, folder / "model.keras", folder / "metrics.json") if place.exists()]
+    if (folder / "model.keras").exists() or (taken and not overwrite):
+        raise RunExistsError(
+            f"Cannot write {num_folds} folds in {folder}. Expected a free path. "
+            f"Received: {taken[0].name}, which exists. Pass another --out, or --overwrite to replace folds."
+        )
+    runs = []
+    for fold, place in enumerate(places, 1):
+        reporter.note(f"Fold     {fold} of {num_folds}")
+        run = train(
+            data,
+            out=place,
+            seed=seed,
+            overwrite=overwrite,
+            reporter=reporter,
+            **{**changes, "num_folds": num_folds, "fold": fold},
+        )
+        runs.append(run)
+        if run.metrics["is_interrupted"]:
+            reporter.warn(f"Interrupted in fold {fold} of {num_folds}: there is no mean over the folds.")
+            return CrossValidation(folder, tuple(runs), {})
+    metrics = summarize_folds(runs)
+    _write(folder / "metrics.json", json.dumps(metrics, indent=2))
+    _write(folder / "README.md", _readme(folder, runs, metrics))
+    return CrossValidation(folder, tuple(runs), metrics)
+
+
+def summarize_folds(runs: Sequence[Run]) -> dict[str, Any]:
+    """Returns the mean and the spread of what the runs of all folds measured.
+
+    Args:
+        runs: Two or more runs.
+
+    Returns:
+        A dict fit for JSON: `num_folds`; for `val` and `test`, if every run has it, a dict from the name of each number
+        to its `mean`, its standard deviation `std` and its `values`, fold by fold; and `num_examples`, images in all.
+    """
+    metrics: dict[str, Any] = {"num_folds": len(runs), "runs": [run.path.name for run in runs]}
+    for split in ("val", "test"):
+        measured = [run.metrics.get(split) for run in runs]
+        found = [each for each in measured if each is not None]
+        if len(found) < len(runs):
+            continue
+        names = [name for name, value in found[0].items() if _is_number(value) and name != "num_examples"]
+        metrics[split] = {"num_examples": sum(each["num_examples"] for each in found)}
+        for name in names:
+            values = [float(each[name]) for each in found if _is_number(each.get(name))]
+            if len(values) == len(runs):
+                spread = {"mean": statistics.fmean(values), "std": statistics.stdev(values), "values": values}
+                metrics[split][name] = spread
+    return metrics
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _readme(folder: Path, runs: Sequence[Run], metrics: dict[str, Any]) -> str:
+    config = runs[0].config
+    names = [name for name, value in metrics.get("test", {}).items() if isinstance(value, dict)]
+    lines = [
+        f"# {folder.name}",
+        "",
+        f"{config['model']['name']} on {config['data']['name']}, {len(runs)} folds: each image is a test image once "
+        f"({metrics.get('test', {}).get('num_examples', 0)} in all). Seed {config['seed']}.",
+        "",
+        f"| fold | {' | '.join(names)} |",
+        f"|---|{'---|' * len(names)}",
+        *(
+            f"| [{run.path.name}]({run.path.name}/README.md) | "
+            + " | ".join(f"{metrics['test'][name]['values'][i]:.4f}" for name in names)
+            + " |"
+            for i, run in enumerate(runs)
+        ),
+        "| **mean** | " + " | ".join(f"**{metrics['test'][name]['mean']:.4f}**" for name in names) + " |",
+        "| standard deviation | " + " | ".join(f"{metrics['test'][name]['std']:.4f}" for name in names) + " |",
+        "",
+        "The standard deviation is between the folds; their training images overlap, so it is no confidence interval.",
+        "",
+        f"Made by vitreous {__version__} with `{config['command']}`.",
+        "",
+        "- `fold-1` ...: a run each, with its model; `metrics.json`: these numbers",
+        "",
+        f"Classify images: `vitreous predict {shlex.quote(folder.name)}/fold-1 IMAGE...` in the folder above.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def spread_line(name: str, spread: dict[str, Any]) -> str:
+    """Returns one number of `summarize_folds` as text, such as `accuracy 91.20% ± 1.05%`."""
+    unit = "%" if name not in ("loss",) and 0 <= spread["mean"] <= 1 else ""
+    scale = 100 if unit else 1
+    digits = 2 if unit else 3
+    return f"{name} {spread['mean'] * scale:.{digits}f}{unit} ± {spread['std'] * scale:.{digits}f}{unit}"
