@@ -95,16 +95,37 @@ def similarity(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Measures how alike thumbnails are, whatever their brightness and contrast.
 
     Args:
-        first: (M, H, W, C), any dtype.
+        first: (M, ...), any dtype.
         second: As many of the same shape.
 
     Returns:
-        float32, (M,): the correlation over pixels and channels, in [-1, 1]; 0 where one of the two is constant.
+        float32, (M,): the correlation over all their values, in [-1, 1]; 0 where one of the two is constant.
     """
     a, b = (x.reshape(len(x), -1).astype("float32") for x in (first, second))
     a, b = (x - x.mean(axis=1, keepdims=True) for x in (a, b))
     scale = np.sqrt((a * a).sum(axis=1) * (b * b).sum(axis=1))
     return np.divide((a * b).sum(axis=1), scale, out=np.zeros(len(a), "float32"), where=scale > 0)
+
+
+def detail_similarity(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Measures how alike the detail of thumbnails is: `similarity` of the steps from each pixel to the next.
+
+    Two skies that grow darker to the same side are alike; their detail is not.
+
+    Args:
+        first: (M, H, W, C), any dtype.
+        second: As many of the same shape.
+
+    Returns:
+        float32, (M,), in [-1, 1].
+    """
+    return similarity(_steps(first), _steps(second))
+
+
+def _steps(images: np.ndarray) -> np.ndarray:
+    wide = images.astype("float32")
+    steps = (np.diff(wide, axis=axis).reshape(len(wide), -1) for axis in (1, 2))
+    return np.concatenate(list(steps), axis=1)
 
 
 def connected_groups(pairs: Iterable[tuple[int, int]]) -> list[list[int]]:

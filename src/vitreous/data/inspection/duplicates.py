@@ -4,7 +4,14 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from vitreous.data.hashing import MAX_DISTANCE, THUMBNAIL_SIZE, close_pairs, connected_groups, similarity
+from vitreous.data.hashing import (
+    MAX_DISTANCE,
+    THUMBNAIL_SIZE,
+    close_pairs,
+    connected_groups,
+    detail_similarity,
+    similarity,
+)
 from vitreous.data.image_set import Dataset
 from vitreous.data.images import to_array, to_pillow
 from vitreous.data.inspection.findings import Finding, ImageRef, Item, create_finding, image_refs
@@ -13,6 +20,9 @@ from vitreous.errors import ImageError, MissingPathError
 
 MIN_SIDE = 16
 """Shorter side, in pixels, below which images are compared to the pixel only: too little is in them to tell copies."""
+
+MIN_DETAIL = 0.3
+"""Correlation of the detail of two thumbnails (`detail_similarity`) below which they only share their light."""
 
 MIN_CONTRAST = 4.0
 """Standard deviation of the grey thumbnail, in levels of 255, below which a perceptual hash is noise."""
@@ -103,8 +113,12 @@ def _across(places: Places, group: np.ndarray, detail: str = "") -> Item:
     return Item(
         files=places.refs(group[first]),
         related=places.refs(group[~first]),
-        detail=", ".join(filter(None, (" and ".join([", ".join(names[:-1]), names[-1]]), detail))),
+        detail=", ".join(filter(None, (_listed(names), detail))),
     )
+
+
+def _listed(names: list[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]])
 
 
 def _disputed(places: Places, group: np.ndarray, detail: str = "") -> Item:
@@ -126,7 +140,7 @@ def duplicate_findings(
     """Finds copies, to the pixel and nearly.
 
     Near copies are looked for by perceptual hash (`close_pairs`) and then held against each other as colour thumbnails
-    of 32 x 32 pixels; so two skies do not pass for copies because their hashes agree. Images of a shorter side under 16
+    of 32 x 32 pixels, light and detail; so two skies do not pass for copies because their hashes agree. Images of a shorter side under 16
     pixels, and those that are almost flat, are compared to the pixel only.
 
     Args:
@@ -161,14 +175,16 @@ def duplicate_findings(
 def _similarities(
     places: Places, pairs: np.ndarray, on_progress: Callable[[int, int], None] | None = None
 ) -> np.ndarray:
-    """Returns the similarity of the colour thumbnails of each pair; float32, (M,)."""
+    """Returns the similarity of the colour thumbnails of each pair, 0 where their detail differs; float32, (M,)."""
     alike = np.zeros(len(pairs), "float32")
     for start in range(0, len(pairs), _PAIRS_AT_ONCE):
         some = pairs[start : start + _PAIRS_AT_ONCE]
         wanted, where = np.unique(some, return_inverse=True)
         thumbnails = np.stack([_thumbnail(places, int(place)) for place in wanted])
         first, second = where.reshape(-1, 2).T
-        alike[start : start + len(some)] = similarity(thumbnails[first], thumbnails[second])
+        one, other = thumbnails[first], thumbnails[second]
+        is_copy = detail_similarity(one, other) >= MIN_DETAIL
+        alike[start : start + len(some)] = np.where(is_copy, similarity(one, other), 0)
         if on_progress:
             on_progress(start + len(some), len(pairs))
     return alike
