@@ -21,6 +21,7 @@ from vitreous.spec import AugmentConfig, DataConfig, ViTConfig
 from vitreous.training.recipe import NOT_ARCHITECTURE, OptimizerConfig, Recipe
 
 if typing.TYPE_CHECKING:
+    from vitreous.data.inspection import Inspection
     from vitreous.prediction import Prediction
     from vitreous.training.folds import CrossValidation
 
@@ -319,6 +320,96 @@ def _prediction_line(prediction: "Prediction") -> str:
 
 
 @app.command
+def inspect(
+    data: str,
+    /,
+    *,
+    html: Path | None = None,
+    json_output: Annotated[Path | None, Parameter(name="--json")] = None,
+    fix_list: Path | None = None,
+    run: Path | None = None,
+    min_similarity: float = 0.9,
+    strict: Annotated[bool, Parameter(negative=())] = False,
+    backend: Backend | None = None,
+) -> int:
+    """Look for what is wrong with labelled images, before or after training. Nothing is deleted or changed.
+
+    Broken files, copies, the same image in training and test or under two classes, odd and extreme images, unequal
+    classes; with a run, labels that its model disputes.
+
+    Args:
+        data: As for train: a folder with one folder a class, or a built-in name.
+        html: Page to write, with thumbnails; one file that needs no network.
+        json_output: JSON file to write, with everything.
+        fix_list: CSV table to write: each file, what was found, what could be done.
+        run: Folder of a run whose model looks for wrong labels. The data is split as in its training.
+        min_similarity: Correlation of two thumbnails, in (0, 1], from which images count as nearly the same.
+        strict: Exit with code 1 if there are errors.
+        backend: Keras backend, for --run. Default: KERAS_BACKEND, else the fastest one installed for this hardware.
+    """
+    outputs = {"--html": html, "--json": json_output, "--fix-list": fix_list}
+    for option, path in outputs.items():
+        _check_output(path, option)
+    from vitreous.inspection import inspect as inspect_data
+
+    if run:
+        from vitreous.training import load_run
+
+        load_run(run)
+        _start_backend(backend)
+    with _progress("images") as on_progress:
+        inspection = inspect_data(data, run=run, min_similarity=min_similarity, on_progress=on_progress)
+    _print_findings(inspection)
+    if html:
+        from vitreous.report import render_inspection
+
+        page = render_inspection(inspection)
+        with _output(html) as file:
+            file.write(page)
+    if json_output:
+        with _output(json_output) as file:
+            inspection.write_json(file)
+    if fix_list:
+        with _output(fix_list) as file:
+            inspection.write_fix_list(file)
+    return 1 if strict and inspection.count("error") else 0
+
+
+def _print_findings(inspection: "Inspection") -> None:
+    """Prints a table of the findings; as wide as the terminal, or 120 characters where there is none."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    dataset = inspection.dataset
+    counts = ", ".join(f"{len(images):,} {split}" for split, images in dataset.splits.items())
+    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+    console.print(
+        Text(f"Data     {dataset.name}: {len(dataset.class_names)} classes; images: {counts}"), soft_wrap=True
+    )
+    if inspection.findings:
+        colours = {"error": "bold red", "warning": "yellow", "note": "blue"}
+        table = Table(box=box.SIMPLE, pad_edge=False, padding=(0, 1))
+        for name in ("", "finding", "cases", "such as"):
+            table.add_column(name, justify="right" if name == "cases" else "left", overflow="fold")
+        for finding in inspection.findings:
+            severity = Text(finding.severity, style=colours[finding.severity])
+            title = Text(finding.text.title)
+            table.add_row(severity, title, f"{len(finding.items):,}", Text(_visible(finding.example())))
+        console.print(table)
+        shown = [finding for finding in inspection.findings if finding.severity != "note"]
+        for finding in shown:
+            console.print(Text(f"{finding.text.title}: {finding.text.remedy}"), soft_wrap=True)
+    console.print(Text(f"Found    {inspection.summary()} ({inspection.seconds:.1f} s)"), soft_wrap=True)
+
+
+def _visible(text: str) -> str:
+    """Returns a text with control characters written out, so that a file's name cannot steer the terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+@app.command
 def patches(
     image: Path,
     /,
@@ -492,13 +583,13 @@ def recipes() -> int:
     return 0
 
 
-def _check_output(path: Path | None) -> None:
+def _check_output(path: Path | None, option: str = "--out") -> None:
     """Raises `ConfigError` if a file could not be written at `path`, before anything is computed for it."""
     if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
         received = "a folder" if path.is_dir() else f"no folder {path.parent}"
         raise ConfigError(
             f"Cannot write {path}. Expected the path of a file in a folder that exists. Received: {received}. "
-            "Pass another --out."
+            f"Pass another {option}."
         )
 
 

@@ -13,6 +13,7 @@ import re
 import stat
 import struct
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
@@ -103,6 +104,33 @@ def decode_image(
             if min_size is not None:
                 image.draft(image.mode, (min_size, min_size))
             return _as_uint8(image, num_channels)
+    except Exception as error:
+        raise ImageError(name, _reason(error)) from error
+
+
+@contextlib.contextmanager
+def open_image(source: ImageSource, *, name: str | None = None) -> "Iterator[Image.Image]":
+    """Opens an image by its header, for a look at its format and mode; `decode_image` takes what this yields.
+
+    Args:
+        source: As for `decode_image`.
+        name: What to call the image in errors. Default: the path, or `"<image>"`.
+
+    Yields:
+        A Pillow image, closed afterwards.
+
+    Raises:
+        ImageError: If the source is no image, or whatever Pillow raises inside the `with` block.
+    """
+    from PIL import Image
+
+    _silence_pillow()
+    name = name or (str(source) if isinstance(source, str | Path) else "<image>")
+    try:
+        with contextlib.nullcontext(source) if isinstance(source, Image.Image) else _open(source) as image:
+            yield image
+    except ImageError:
+        raise
     except Exception as error:
         raise ImageError(name, _reason(error)) from error
 

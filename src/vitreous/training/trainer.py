@@ -19,6 +19,7 @@ import tomli_w
 from vitreous import __version__
 from vitreous.backend import select_precision
 from vitreous.data import BUILT_IN, Dataset, ImageSet, Loader, load_dataset, resize_image
+from vitreous.data.inspection import inspect_fast
 from vitreous.data.sources import source_path
 from vitreous.errors import ConfigError, ImageError
 from vitreous.evaluation import (
@@ -434,6 +435,9 @@ def _say_plan(
     if dataset.broken:
         name, reason = next(iter(dataset.broken.items()))
         reporter.warn(f"{len(dataset.broken)} images cannot be read and are left out, such as {name}: {reason}")
+    for finding in inspect_fast(dataset).findings:
+        if finding.severity != "note" and finding.kind != "unreadable":
+            reporter.warn(finding.summary())
     height, width = spec.config.image_size
     reporter.note(
         f"Model    {spec.name}: {count_parameters(spec.config) / 1e6:.2f}M parameters, {height}x{width} pixels, "
