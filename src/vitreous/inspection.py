@@ -9,6 +9,7 @@ import numpy as np
 from vitreous.data import Dataset, Loader, load_dataset
 from vitreous.data.inspection import MIN_SIMILARITY, Finding, Inspection, Item, inspect_dataset
 from vitreous.data.inspection.findings import create_finding, image_refs
+from vitreous.data.sources import source_path
 from vitreous.errors import DataError
 from vitreous.training import load_run
 
@@ -140,4 +141,4 @@ def _may_have_seen(dataset: Dataset, run: "Run", split: str) -> bool:
     record = run.config["data"]
     if dataset.fingerprint == record["fingerprint"]:
         return split == "train"
-    return dataset.root is not None and str(dataset.root.resolve()) == record["root"]
+    return dataset.root is not None and str(source_path(dataset.root)) == record["root"]

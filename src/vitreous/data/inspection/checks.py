@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from vitreous.data.folders import shorten
+from vitreous.data.contents import shorten
 from vitreous.data.image_set import Dataset
 from vitreous.data.inspection.duplicates import Places
 from vitreous.data.inspection.findings import Finding, ImageRef, Item, create_finding

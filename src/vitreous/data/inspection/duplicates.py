@@ -140,8 +140,8 @@ def duplicate_findings(
     """Finds copies, to the pixel and nearly.
 
     Near copies are looked for by perceptual hash (`close_pairs`) and then held against each other as colour thumbnails
-    of 32 x 32 pixels, light and detail; so two skies do not pass for copies because their hashes agree. Images of a shorter side under 16
-    pixels, and those that are almost flat, are compared to the pixel only.
+    of 32 x 32 pixels, light and detail; so two skies do not pass for copies because their hashes agree. Images of a
+    shorter side under 16 pixels, and those that are almost flat, are compared to the pixel only.
 
     Args:
         dataset: The data.
