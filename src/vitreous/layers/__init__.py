@@ -15,7 +15,7 @@ tensorflow backends of Keras and compute the same numbers there.
 
 from vitreous.layers.attention import SelfAttention, rotate
 from vitreous.layers.blocks import MLP, TransformerBlock, activate
-from vitreous.layers.encoder import PatchDropout, PatchEncoder
+from vitreous.layers.encoder import PatchDropout, PatchEncoder, take_patches
 from vitreous.layers.patches import Patches, shift_images
 from vitreous.layers.pooling import AttentionPool
 from vitreous.layers.residual import PACKAGE, create_norm
@@ -35,4 +35,5 @@ __all__ = [
     "create_norm",
     "rotate",
     "shift_images",
+    "take_patches",
 ]

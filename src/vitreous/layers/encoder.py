@@ -203,6 +203,27 @@ class PatchEncoder(keras.layers.Layer):
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}
 
 
+def take_patches(x: Any, rope: Any, chosen: Any, num_prefix_tokens: int) -> tuple[Any, Any]:
+    """Takes some patch tokens of each example, and the rows of the rotary tables that belong to them.
+
+    Args:
+        x: (B, N, D) tokens.
+        rope: Rotary tables (N, D / A) each, or None.
+        chosen: (B, kept) integers, places among the patch tokens.
+        num_prefix_tokens: Tokens at the start that all stay.
+
+    Returns:
+        (B, num_prefix_tokens + kept, D) tokens, and tables of (B, num_prefix_tokens + kept, D / A) each, or None.
+    """
+    prefix = num_prefix_tokens
+    x = ops.concatenate([x[:, :prefix], ops.take_along_axis(x[:, prefix:], chosen[:, :, None], axis=1)], axis=1)
+    if rope is None:
+        return x, None
+    prefix_rows = [ops.zeros_like(chosen[:, :1]) + i for i in range(prefix)]  # (B, 1) each
+    rows = ops.concatenate([*prefix_rows, chosen + prefix], axis=1)
+    return x, tuple(ops.take(table, rows, axis=0) for table in rope)
+
+
 @keras.saving.register_keras_serializable(PACKAGE)
 class PatchDropout(keras.layers.Layer):
     """Drops patch tokens at random in training; each example loses others, and all keep equally many.
@@ -247,13 +268,8 @@ class PatchDropout(keras.layers.Layer):
         if not training or kept == count:
             return x if rope is None else (x, rope)
         noise = keras.random.uniform((ops.shape(x)[0], count), seed=self.seed_generator)
-        chosen = ops.sort(ops.argsort(noise, axis=1)[:, :kept], axis=1)[:, :, None]  # (B, kept, 1)
-        x = ops.concatenate([x[:, :prefix], ops.take_along_axis(x[:, prefix:], chosen, axis=1)], axis=1)
-        if rope is None:
-            return x
-        prefix_rows = [ops.zeros_like(chosen[:, :1, 0]) + i for i in range(prefix)]  # (B, 1) each
-        rows = ops.concatenate([*prefix_rows, chosen[:, :, 0] + prefix], axis=1)  # (B, prefix + kept)
-        return x, tuple(ops.take(table, rows, axis=0) for table in rope)
+        x, rope = take_patches(x, rope, ops.sort(ops.argsort(noise, axis=1)[:, :kept], axis=1), prefix)
+        return x if rope is None else (x, rope)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the arguments that build this layer again."""
