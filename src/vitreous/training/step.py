@@ -10,6 +10,7 @@
 The average lives in a second model of the same architecture, so that it can be evaluated and saved like any model.
 """
 
+import math
 from typing import Any
 
 import keras
@@ -191,6 +192,7 @@ class TorchStep(Step):
         self.torch = torch
         self.weights = [v.value for v in self.model.trainable_variables]
         self.averages = [v.value.detach() for v in self.average.trainable_variables]
+        self.update = FusedAdamW(self.optimizer, self.model.trainable_variables)
 
     def __call__(self, batch: Batch, *, learning_rate: float, decay: float) -> tuple[Any, Any]:
         """Trains on one batch."""
@@ -201,9 +203,72 @@ class TorchStep(Step):
         gradients = self.torch.autograd.grad(loss, self.weights)
         with self.torch.no_grad():
             self.optimizer.learning_rate = learning_rate
-            self.optimizer.apply(list(gradients), self.model.trainable_variables)
+            self.update(gradients, learning_rate)
             self.torch._foreach_lerp_(self.averages, [w.detach() for w in self.weights], 1 - decay)
             return loss.detach(), _count_correct(logits, labels, mask)
+
+
+class FusedAdamW:
+    """Keras's AdamW on torch in one kernel: the same mathematics on the optimizer's own variables.
+
+    Args:
+        optimizer: A built AdamW, as `create_optimizer` makes it.
+        variables: What it was built for.
+
+    Call arguments:
+        gradients: One for each variable; they may be overwritten.
+        learning_rate: For this step.
+    """
+
+    def __init__(self, optimizer: keras.optimizers.AdamW, variables: list[Any]):
+        import torch
+
+        self.torch = torch
+        self.optimizer = optimizer
+        self.count: int | None = None  # of the steps done; read from the optimizer at the first one
+        columns = [[], []]  # type: list[list[tuple[int, Any, Any, Any]]]
+        for i, variable in enumerate(variables):
+            moments = (optimizer._momentums[i].value.detach(), optimizer._velocities[i].value.detach())
+            columns[optimizer._use_weight_decay(variable)].append((i, variable.value.detach(), *moments))
+        self.groups = [
+            (tuple(zip(*column, strict=True)), decay)
+            for column, decay in zip(columns, (0.0, optimizer.weight_decay or 0.0), strict=True)
+            if column
+        ]
+        self.step = torch.zeros((), device=variables[0].value.device)
+
+    def __call__(self, gradients: Any, learning_rate: float) -> None:
+        """Moves the weights."""
+        torch, optimizer = self.torch, self.optimizer
+        if self.count is None:
+            self.count = int(optimizer.iterations.value)
+            self.step += self.count
+        self.count += 1
+        self.step += 1
+        optimizer.iterations.assign_add(1)
+        scale = None
+        if clip := optimizer.global_clipnorm:
+            norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(gradients))))
+            scale = torch.clamp(norm / clip, min=1.0)  # the kernel divides gradients by it
+        correction = math.sqrt(1 - optimizer.beta_2**self.count)
+        for (indices, weights, momentums, velocities), decay in self.groups:
+            torch._fused_adamw_(
+                list(weights),
+                [gradients[i] for i in indices],
+                list(momentums),
+                list(velocities),
+                [],
+                [self.step] * len(indices),
+                lr=learning_rate,
+                beta1=optimizer.beta_1,
+                beta2=optimizer.beta_2,
+                weight_decay=decay,
+                eps=optimizer.epsilon / correction,  # Keras adds it before the correction, torch after
+                amsgrad=False,
+                maximize=False,
+                grad_scale=scale,
+                found_inf=None,
+            )
 
 
 class TensorFlowStep(Step):
