@@ -260,6 +260,28 @@ def test_muon_moves_the_matrices_of_blocks():
         np.testing.assert_allclose(new, expected, atol=1e-5, err_msg=path)
 
 
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="the form in place is torch's")
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+@pytest.mark.parametrize("clip_norm", [0.0, 0.1])
+def test_the_form_in_place_equals_the_pure_one(name, clip_norm):
+    config = OptimizerConfig(name=name, clip_norm=clip_norm, weight_decay=0.3, layer_decay=0.7)
+    model = create(config=config).model
+    optimizer = create_optimizer(model, config)
+    results = []
+    for apply in (optimizer._apply, optimizer._apply_in_place):
+        draw = np.random.default_rng(1)
+        values, slots = (
+            [keras.ops.convert_to_tensor(to_numpy(v).copy()) for v in variables]
+            for variables in (model.trainable_variables, optimizer.slots)
+        )
+        for rate in (1e-2, 2e-2, 5e-3):
+            given = [keras.ops.convert_to_tensor(draw.standard_normal(v.shape).astype("float32")) for v in values]
+            values, slots = apply(given, values, slots, rate)
+        results.append([to_numpy(v) for v in (*values, *slots)])
+    for a, b in zip(*results, strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-6)
+
+
 def test_muon_learns():
     keras.utils.set_random_seed(0)
     step = create(config=OptimizerConfig(name="muon"))

@@ -148,6 +148,8 @@ class SelfAttention(Residual):
     def call(self, x: Any, rope: Any = None, training: bool | None = None, return_attention: bool = False) -> Any:
         """Returns `x` plus the attention branch, and the attention weights if asked for."""
         _, num_tokens, dim = x.shape
+        if not return_attention and (branches := self._get_branches(x, rope, training)):
+            return self.skip(x, branches.attend(self, x), training)
         qkv = self.qkv(self.enter(x))  # (B * N, 3 * D)
         if self.use_split_bias:
             query_bias, value_bias = ops.split(ops.cast(self.query_value_bias, qkv.dtype), 2)
@@ -164,13 +166,21 @@ class SelfAttention(Residual):
             qkv = ops.transpose(qkv, (2, 0, 3, 1, 4))
             query, key, value = qkv[0], qkv[1], qkv[2]  # (B, A, N, D / A)
             attention = self._attend(query, key)  # (B, A, N, N)
-            heads = ops.matmul(self.attention_dropout(attention, training=training), value)
+            weights = self.attention_dropout(attention, training=training) if self.attention_dropout_rate else attention
+            heads = ops.matmul(weights, value)
             heads = ops.transpose(heads, (0, 2, 1, 3))
         heads = ops.reshape(heads, (-1, dim))  # (B * N, D)
         if self.use_inner_norm:
             heads = self.inner_norm(heads)
         x = self.skip(x, self.projection(heads), training)
         return (x, attention) if return_attention else x
+
+    def _get_branches(self, x: Any, rope: Any, training: bool | None) -> Any:
+        """Returns the module that computes this branch in one operation, or None."""
+        is_special = self.use_qk_norm or self.use_inner_norm or self.use_local_attention or self.use_fused_attention
+        if is_special or self.use_split_bias or rope is not None or (training and self.attention_dropout_rate):
+            return None
+        return self.get_branches(x, self.qkv, self.projection)
 
     def _position(self, heads: Any, rope: Any, name: str) -> Any:
         """Returns queries or keys (B, N, A, D / A), normalised and rotated as this layer does."""

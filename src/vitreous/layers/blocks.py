@@ -100,6 +100,11 @@ class MLP(Residual):
 
     def call(self, x: Any, training: bool | None = None) -> Any:
         """Returns `x` plus the MLP branch."""
+        is_special = self.is_gated or self.use_inner_norm or not self.activation.startswith("gelu")
+        if not is_special and not (training and self.dropout.rate):
+            branches = self.get_branches(x, self.hidden, self.output_dense)
+            if branches:
+                return self.skip(x, branches.transform(self, x), training)
         hidden = self.hidden(self.enter(x))  # (B * N, hidden_dim), or twice that
         if self.is_gated:
             gate, value = ops.split(hidden, 2, axis=-1)
@@ -108,7 +113,8 @@ class MLP(Residual):
             hidden = activate(hidden, self.activation)
         if self.use_inner_norm:
             hidden = self.inner_norm(hidden)
-        hidden = self.dropout(hidden, training=training)
+        if self.dropout.rate:
+            hidden = self.dropout(hidden, training=training)
         return self.skip(x, self.output_dense(hidden), training)
 
 

@@ -68,12 +68,32 @@ class Residual(keras.layers.Layer):
     def skip(self, x: Any, branch: Any, training: bool | None) -> Any:
         """Returns `x` plus the branch (B * N, D)."""
         branch = ops.reshape(branch, (-1, x.shape[1], x.shape[-1]))
-        branch = self.dropout(branch, training=training)
+        if self.dropout.rate:
+            branch = self.dropout(branch, training=training)
         if not self.is_pre_norm:
             branch = self.norm(branch)
         if self.options["layer_scale"]:
             branch = branch * ops.cast(self.layer_scale, branch.dtype)
-        return x + self.stochastic_depth(branch, training=training)
+        if self.stochastic_depth_rate:
+            branch = self.stochastic_depth(branch, training=training)
+        return x + branch
+
+    def get_branches(self, x: Any, *dense: Any) -> Any:
+        """Returns the module with the branches written by hand if it can compute this one, else None.
+
+        Args:
+            x: The tokens.
+            *dense: The dense layers of the branch.
+        """
+        if keras.backend.backend() != "torch":
+            return None
+        from vitreous.layers import torch_branches
+
+        is_plain = self.is_pre_norm and self.options["norm"] == "layer"
+        is_plain = is_plain and all(
+            layer.use_bias and not layer.quantization_mode and not layer.lora_enabled for layer in dense
+        )
+        return torch_branches if is_plain and torch_branches.can_compute(x) else None
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         """Returns `input_shape`: a residual layer keeps the shape."""

@@ -135,9 +135,10 @@ class Optimizer:
         import torch
 
         with torch.no_grad():
+            divisor = None  # of the gradients
             if self.config.clip_norm:
                 norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-                torch._foreach_mul_(gradients, torch.clamp(self.config.clip_norm / (norm + 1e-12), max=1.0))
+                divisor = torch.clamp(norm / self.config.clip_norm, min=1.0)
             slots[0] += 1
             rate, places, place = float(learning_rate), [], 1
             for is_matrix in self.has_muon:
@@ -162,8 +163,11 @@ class Optimizer:
                         eps=_EPSILON,
                         amsgrad=False,
                         maximize=False,
+                        grad_scale=divisor,
                     )
                     continue
+                if divisor is not None:
+                    torch._foreach_div_(grads, divisor)
                 torch._foreach_mul_(m, _MOMENTUM)
                 torch._foreach_add_(m, grads)
                 nesterov = torch._foreach_add(grads, m, alpha=_MOMENTUM)
