@@ -9,7 +9,13 @@ import pytest
 
 from vitreous.backend import BACKENDS, is_installed
 
-TESTS = ["test_layers.py", "test_model.py", "test_training_step.py", "test_weights_references.py"]
+TESTS = [
+    "test_layers.py",
+    "test_layers_fast.py",
+    "test_model.py",
+    "test_training_step.py",
+    "test_weights_references.py",
+]
 
 
 @pytest.mark.parametrize("backend", [name for name in BACKENDS if name != os.environ["KERAS_BACKEND"]])

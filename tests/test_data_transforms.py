@@ -7,18 +7,9 @@ import pytest
 from PIL import Image
 
 from vitreous.data.images import resize_image
-from vitreous.data.transforms import (
-    TRIVIAL_AUGMENT,
-    AugmentConfig,
-    apply_operation,
-    augment_image,
-    crop_box,
-    erase,
-    example_generator,
-    trivial_augment,
-)
+from vitreous.data.transforms import MIXING, augment_image, crop_box, erase, example_generator
 from vitreous.errors import ConfigError
-from vitreous.spec import InputSpec
+from vitreous.spec import AugmentConfig, InputSpec
 
 OFF = AugmentConfig(crop_scale=(1, 1), horizontal_flip_rate=0)
 SPEC = InputSpec(image_size=16)
@@ -45,6 +36,12 @@ def picture(height=24, width=30, channels=3, seed=0):
         ({"horizontal_flip_rate": 1.5}, r"Expected a value in \[0, 1\]\. Received: horizontal_flip_rate=1\.5\."),
         ({"colour_jitter": -0.1}, r"Received: colour_jitter=-0\.1\. Pass 0 to turn it off\."),
         ({"erasing_rate": 2}, r"Received: erasing_rate=2\."),
+        ({"policy": "auto"}, r"Cannot use policy\. Expected .*'three'.* Received: policy='auto'\. Pass one of them\."),
+        ({"rand_magnitude": 11}, r"Expected a value in \[0, 10\]\. Received: rand_magnitude=11\."),
+        ({"rand_num_ops": 0}, r"Cannot use rand_num_ops\. Expected at least 1\."),
+        ({"mixup_alpha": -1}, r"Expected a value in \[0, 100\]\. Received: mixup_alpha=-1\. Pass 0 to turn it off\."),
+        ({"mix_rate": 1.1}, r"Received: mix_rate=1\.1\."),
+        ({"num_repeats": 0}, r"Cannot use num_repeats\. Expected at least 1\. Received: num_repeats=0\."),
         ({"shift_pixels": -1}, r"Expected 0 or more pixels\. Received: shift_pixels=-1\. Pass 0 to turn it off\."),
     ],
 )
@@ -54,7 +51,7 @@ def test_config_errors(options, message):
 
 
 def test_config_round_trip():
-    config = AugmentConfig(crop_scale=(0.2, 0.9), trivial_augment=True)
+    config = AugmentConfig(crop_scale=(0.2, 0.9), policy="trivial")
     assert AugmentConfig.from_dict(config.to_dict()) == config
     assert config.has_crop and not OFF.has_crop
 
@@ -75,6 +72,8 @@ def test_generator_depends_on_its_three_numbers_alone():
     generator = example_generator(7, 3, 5)
     generator.random(100_000)  # counts up in the lower half of the counter only
     assert generator.bit_generator.state["state"]["counter"][2:].tolist() == [3, 5]
+    streams = {example_generator(1, 2, 0, stream).random() for stream in (0, 1, 2, MIXING)}
+    assert len(streams) == 4 and example_generator(1, 2, 0).random() in streams
     assert example_generator(5, 3, 7).random() == 0.4682978628704735  # results under a given seed must not change
 
 
@@ -83,7 +82,7 @@ def test_generator_depends_on_its_three_numbers_alone():
     [
         AugmentConfig(),
         AugmentConfig(crop_scale=(1, 1), shift_pixels=4),
-        AugmentConfig(trivial_augment=True, colour_jitter=0.4, erasing_rate=1.0, shift_pixels=2),
+        AugmentConfig(policy="trivial", colour_jitter=0.4, erasing_rate=1.0, shift_pixels=2),
     ],
 )
 @pytest.mark.parametrize("channels", [1, 3])
@@ -144,8 +143,8 @@ def test_crop_is_one_antialiased_resize_of_the_box():
     image = picture(60, 80)
     config = AugmentConfig(horizontal_flip_rate=0)
     box = crop_box(60, 80, config, example_generator(3, 1, 4))
-    expected = Image.fromarray(image).resize((16, 16), Image.Resampling.BICUBIC, box=box)
-    assert np.array_equal(augment_image(image, SPEC, config, example_generator(3, 1, 4)), np.asarray(expected))
+    expected = np.asarray(Image.fromarray(image).crop(box).resize((16, 16), Image.Resampling.BICUBIC), int)
+    assert np.abs(augment_image(image, SPEC, config, example_generator(3, 1, 4)) - expected).max() <= 1
 
 
 def test_shift_reflects():
@@ -188,41 +187,3 @@ def test_erasing():
     changes = [augment_image(image, spec, config, example_generator(0, 0, i)).any() for i in range(400)]
     assert 0.18 < np.mean(changes) < 0.32
     assert erase(picture(1, 1), example_generator(0, 0, 0)).shape == (1, 1, 3)
-
-
-@pytest.mark.parametrize("name", TRIVIAL_AUGMENT)
-def test_every_operation(name):
-    assert len(TRIVIAL_AUGMENT) == 14
-    for channels in (1, 3):
-        image = picture(channels=channels)
-        pillow = Image.fromarray(image.squeeze())
-        most = TRIVIAL_AUGMENT[name]
-        for strength in (0.0, most / 3, most):
-            for signed in (strength, -strength):
-                result = apply_operation(pillow, name, strength, signed)
-                assert result.mode == pillow.mode and result.size == pillow.size
-        if name not in ("AutoContrast", "Equalize", "Solarize"):
-            assert np.array_equal(np.asarray(apply_operation(pillow, name, 0.0, 0.0)), image.squeeze())
-
-
-def test_operations_mean_what_they_say():
-    image = picture(40, 40)
-    pillow = Image.fromarray(image)
-
-    def apply(name, strength, signed=None):
-        return np.asarray(apply_operation(pillow, name, strength, strength if signed is None else signed))
-
-    assert np.array_equal(apply("TranslateX", 5)[:, :-5], image[:, 5:]) and not apply("TranslateX", 5)[:, -5:].any()
-    assert np.array_equal(apply("TranslateY", 5, -5)[5:], image[:-5]) and not apply("TranslateY", 5, -5)[:5].any()
-    assert np.array_equal(apply("Posterize", 6), image & 0b11000000)
-    assert np.array_equal(apply("Solarize", 255)[image > 0], 255 - image[image > 0])
-    assert np.array_equal(apply("Rotate", 90), np.rot90(image))
-    assert np.array_equal(apply("ShearX", 0.5)[0], image[0])
-    assert apply("Brightness", 0.99, -0.99).max() <= 3
-    assert np.ptp(apply("Color", 0.99, -0.99).astype(int), axis=2).max() <= 6
-
-
-def test_trivial_augment_reaches_every_operation():
-    image = Image.fromarray(picture(40, 40))
-    results = {np.asarray(trivial_augment(image, example_generator(0, 0, i))).tobytes() for i in range(600)}
-    assert len(results) > 200

@@ -14,6 +14,7 @@ from vitreous.figures import (
     compose_mosaic,
     draw_confusion,
     draw_curves,
+    draw_labels,
     draw_patches,
     draw_predictions,
     shorten,
@@ -344,6 +345,35 @@ def test_predictions_name_answer_and_truth(tmp_path):
     framed = (picture[40:191] == ORANGE_RED).all(axis=2).sum(axis=0)
     assert framed[:180].sum() == framed[360:].sum() == 0  # only the mistake, in the middle, has a frame
     assert framed[180:345].max() > 80
+
+
+def test_predictions_name_several_labels(tmp_path):
+    images = [np.full((8, 8), 100, "uint8")] * 3
+    truths, answers, shares = [[0, 1], [1], []], [[0, 1], [0], []], [[0.9, 0.8], [0.7], []]
+    found = texts(draw_predictions(images, truths, answers, shares, ["sky", "sea"], tmp_path / "p.svg"))
+    assert {"✓ sky, sea", "✗ sky", "truth: sea", "✓ (none)", "a choice of 3 examples: 2 right, 1 wrong"} <= {*found}
+
+
+def test_labels_are_bars_from_best_to_worst(tmp_path):
+    metrics = {
+        "average_precision": {"sky": 0.5, "sea": 0.9},
+        "support": {"sky": 1200, "sea": 3},
+        "mean_average_precision": 0.7,
+    }
+    found = texts(draw_labels(metrics, tmp_path / "labels.svg"))
+    assert {"sky (1,200)", "sea (3)", "50.0%", "90.0%", "average precision: mean 70.0%"} <= {*found}
+    assert found.index("sea (3)") < found.index("sky (1,200)")
+    names = [f"c{i}" for i in range(50)]
+    many = {
+        "average_precision": {name: i / 50 for i, name in enumerate(names)},
+        "support": dict.fromkeys(names, 1),
+        "mean_average_precision": 0.5,
+    }
+    found = texts(draw_labels(many, tmp_path / "many.svg"))
+    assert "average precision: mean 50.0%, the lowest 40 of 50 labels" in found
+    assert "c39 (1)" in found and "c40 (1)" not in found
+    with pytest.raises(ConfigError, match=r"Received: none\. Pass metrics"):
+        draw_labels({"average_precision": {}}, tmp_path / "none.png")
 
 
 def test_predictions_refuse(tmp_path):

@@ -19,9 +19,9 @@ RANKS = (
     {"positions"},
     {"registry", "backend", "layers"},
     {"model", "data"},
-    {"evaluation", "figures", "weights", "calibration"},
+    {"evaluation", "label_errors", "figures", "weights", "calibration"},
     {"training"},
-    {"prediction", "explain", "export", "engine"},  # these read what training leaves
+    {"prediction", "inspection", "explain", "export", "engine"},  # these read what training leaves
     {"report"},
     {"server"},
     {"cli"},

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 import vitreous
-from vitreous.data import load_dataset
+from vitreous.data import Dataset, ImageSet, load_dataset
 from vitreous.errors import (
     ConfigError,
     DataError,
@@ -25,7 +25,7 @@ from vitreous.errors import (
     TrainingError,
     UnknownNameError,
 )
-from vitreous.evaluation import compute_metrics
+from vitreous.evaluation import compute_metrics, get_headline, summarize_metrics
 from vitreous.training.progress import LineReporter, format_seconds
 from vitreous.training.recipe import Recipe, choose_recipe, describe_recipe, list_recipes, load_recipe, parse_seconds
 from vitreous.training.run import RunWriter, load_model, load_run
@@ -396,6 +396,97 @@ def test_metrics_equal_scikit_learn():
     low, high = compute_metrics(np.eye(2)[[0] * 8 + [1] * 2], np.zeros(10, int), "ab")["accuracy_interval"]
     assert (low, high) == pytest.approx((0.4902, 0.9433), abs=1e-4)
     assert not math.isnan(metrics["loss"])
+
+
+def test_metrics_of_several_labels_equal_scikit_learn():
+    from sklearn.metrics import accuracy_score, average_precision_score, f1_score, precision_recall_fscore_support
+
+    rng = np.random.default_rng(0)
+    labels = rng.random((200, 5)) < (0.5, 0.1, 0.3, 0.9, 0)
+    logits = rng.standard_normal((200, 5)) + labels
+    answers, there = logits > 0, slice(0, 4)  # no image has the last label
+    metrics = compute_metrics(logits, labels, "abcde")
+    precisions = average_precision_score(labels[:, there], logits[:, there], average=None)
+    assert list(metrics["average_precision"].values()) == pytest.approx(precisions.tolist())
+    assert list(metrics["average_precision"]) == list("abcd")
+    assert metrics["mean_average_precision"] == pytest.approx(precisions.mean())
+    assert metrics["micro_f1"] == pytest.approx(f1_score(labels, answers, average="micro"))
+    assert metrics["macro_f1"] == pytest.approx(f1_score(labels[:, there], answers[:, there], average="macro"))
+    precision, recall, _, support = precision_recall_fscore_support(labels[:, there], answers[:, there])
+    for name, values in {"precision": precision, "recall": recall, "support": support}.items():
+        assert list(metrics[name].values()) == pytest.approx(values.tolist())
+    assert metrics["exact_match"] == accuracy_score(labels, answers)
+    assert metrics["label_accuracy"] == (labels == answers).mean()
+    shares = 1 / (1 + np.exp(-logits))
+    expected = -np.where(labels, np.log(shares), np.log(1 - shares)).mean()
+    assert metrics["loss"] == pytest.approx(expected)
+    assert get_headline(metrics) == ("mean_average_precision", metrics["mean_average_precision"])
+    text = summarize_metrics(metrics)
+    assert text.startswith(f"mean average precision {precisions.mean():.2%} on 200 images; F1 ")
+
+
+def make_multi_label(count=240):
+    """Red in the top half, green in the bottom half, both, or neither."""
+    rng = np.random.default_rng(0)
+    labels = rng.random((count, 2)) < 0.5
+    images = rng.integers(0, 80, (count, 8, 8, 3)).astype("uint8")
+    images[:, :4, :, 0] += (150 * labels[:, 0, None, None]).astype("uint8")
+    images[:, 4:, :, 1] += (150 * labels[:, 1, None, None]).astype("uint8")
+    whole = ImageSet([f"{i}" for i in range(count)], labels, arrays=images)
+    parts = {"train": range(160), "val": range(160, 200), "test": range(200, count)}
+    return Dataset(
+        name="lights",
+        root=None,
+        class_names=("red", "green"),
+        splits={name: whole.take(places) for name, places in parts.items()},
+    )
+
+
+def test_training_ends_early_and_keeps_the_best(tmp_path, capsys):
+    """Labels are drawn by lot, so that validation soon stops improving."""
+    rng = np.random.default_rng(0)
+    images = ImageSet(
+        [f"{i}" for i in range(120)], rng.integers(0, 2, 120), arrays=rng.integers(0, 255, (120, 8, 8, 3), "uint8")
+    )
+    splits = {"train": images.take(range(60)), "val": images.take(range(60, 120))}
+    dataset = Dataset(name="noise", root=None, class_names=("heads", "tails"), splits=splits)
+    options = {"model": "vit_pico_patch2_8", "epochs": 200, "architecture": {"num_blocks": 1}}
+    run = vitreous.train(dataset, out=tmp_path / "run", patience_epochs=10, reporter=LineReporter(), **options)
+    rows = list(csv.DictReader((run.path / "history.csv").open()))
+    assert int(rows[-1]["epoch"]) < 100
+    best = max(rows, key=lambda row: (float(row["val_accuracy"]), -float(row["val_loss"])))
+    assert float(best["val_accuracy"]) == pytest.approx(run.metrics["val"]["accuracy"])
+    assert int(rows[-1]["epoch"]) - int(best["epoch"]) >= 10
+    last = load_model(run.path / "last.keras")
+    assert not np.array_equal(last.get_weights()[0], run.load_model().get_weights()[0])
+    assert f"Best     validation at epoch {best['epoch']}" in capsys.readouterr().out
+
+
+def test_several_labels_an_image(tmp_path):
+    run = vitreous.train(
+        make_multi_label(),
+        out=tmp_path / "run",
+        model="vit_pico_patch2_8",
+        epochs=12,
+        batch_size=16,
+        balance="weights",
+        optimizer={"learning_rate": 3e-3},
+        augment={"horizontal_flip_rate": 0.5, "crop_scale": (1.0, 1.0)},
+        architecture={"num_blocks": 2},
+    )
+    assert run.is_multi_label and run.metrics["test"]["mean_average_precision"] > 0.95
+    assert "test mean average precision **" in (run.path / "README.md").read_text()
+    assert {"labels.png", "predictions.png"} <= {path.name for path in run.path.iterdir()}
+    assert not (run.path / "confusion.png").exists()
+    rows = list(csv.DictReader((run.path / "history.csv").open()))
+    assert float(rows[-1]["val_mean_average_precision"]) == pytest.approx(
+        run.metrics["val"]["mean_average_precision"], abs=1e-6
+    )
+    both = np.zeros((8, 8, 3), "uint8")
+    both[:4, :, 0] = both[4:, :, 1] = 200
+    Image.fromarray(both).save(tmp_path / "both.png")
+    (prediction,) = vitreous.predict(run, tmp_path / "both.png")
+    assert min(prediction.probabilities) > 0.5
 
 
 def test_format_seconds():

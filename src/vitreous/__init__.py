@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from vitreous.data import load_dataset
     from vitreous.errors import VitreousError
     from vitreous.figures import draw_patches
+    from vitreous.inspection import inspect
     from vitreous.layers import MLP, PatchEncoder, Patches, SelfAttention, TransformerBlock
     from vitreous.model import VisionTransformer, create_model
     from vitreous.prediction import evaluate, predict
@@ -45,6 +46,7 @@ __all__ = [
     "load_run",
     "evaluate",
     "predict",
+    "inspect",
     "draw_patches",
     "import_weights",
     "export_weights",
@@ -72,6 +74,7 @@ _HOMES = {
     "load_run": "vitreous.training.run",
     "evaluate": "vitreous.prediction",
     "predict": "vitreous.prediction",
+    "inspect": "vitreous.inspection",
     "draw_patches": "vitreous.figures",
     "import_weights": "vitreous.weights",
     "export_weights": "vitreous.weights",

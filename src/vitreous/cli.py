@@ -21,6 +21,7 @@ from vitreous.spec import AugmentConfig, DataConfig, ViTConfig
 from vitreous.training.recipe import NOT_ARCHITECTURE, OptimizerConfig, Recipe
 
 if typing.TYPE_CHECKING:
+    from vitreous.data.inspection import Inspection
     from vitreous.prediction import Prediction
     from vitreous.training.folds import CrossValidation
 
@@ -168,12 +169,19 @@ def train(
     print(f"Trained  {format_seconds(run.metrics['train_seconds'])}, {run.metrics['num_images_seen']:,} images")
     for split in ("val", "test"):
         if split in run.metrics:
-            print(_accuracy_line(split, run.metrics[split]))
+            print(_metrics_line(split, run.metrics[split]))
     path = Path(os.path.relpath(run.path)) if run.path.is_relative_to(Path.cwd()) else run.path
-    pictures = [name for name in ("curves", "confusion", "predictions", "patches") if (path / f"{name}.png").exists()]
-    print(f"Look at  {path}/README.md, {', '.join(f'{name}.png' for name in pictures)}")
+    names = ("curves", "confusion", "labels", "predictions", "patches", "augmented")
+    pictures = [f"{name}.png" for name in names if (path / f"{name}.png").exists()]
+    print(f"Look at  {path}/README.md, {', '.join(pictures)}")
     print(f"Use it   vitreous predict {shlex.quote(str(path))} IMAGE...")
     return 130 if run.metrics["is_interrupted"] else 0
+
+
+def _metrics_line(split: str, metrics: dict[str, Any]) -> str:
+    from vitreous.evaluation import summarize_metrics
+
+    return f"{split.capitalize():<8} {summarize_metrics(metrics)}"
 
 
 def _say_folds(result: "CrossValidation") -> int:
@@ -189,14 +197,6 @@ def _say_folds(result: "CrossValidation") -> int:
     path = Path(os.path.relpath(result.path)) if result.path.absolute().is_relative_to(Path.cwd()) else result.path
     print(f"Look at  {path}/README.md: mean ± standard deviation of {result.metrics['num_folds']} folds")
     return 0
-
-
-def _accuracy_line(split: str, metrics: dict[str, Any]) -> str:
-    low, high = metrics["accuracy_interval"]
-    return (
-        f"{split.capitalize():<8} accuracy {metrics['accuracy']:.2%} of {metrics['num_examples']:,} images "
-        f"(95% interval {low:.2%} to {high:.2%}), loss {metrics['loss']:.3f}"
-    )
 
 
 @app.command
@@ -236,16 +236,34 @@ def evaluate(
             json.dump(metrics, file, indent=2, ensure_ascii=False)
             file.write("\n")
         else:
-            print(_accuracy_line(metrics["split"], metrics), file=file)
+            print(_metrics_line(metrics["split"], metrics), file=file)
             if "top5_accuracy" in metrics:
                 print(f"Top 5    accuracy {metrics['top5_accuracy']:.2%}", file=file)
-            width = max(map(len, metrics["recall"]))
-            print(f"Recall   of each class (mean {metrics['macro_recall']:.2%})", file=file)
-            for name, recall in metrics["recall"].items():
-                print(f"         {name:<{width}} {recall:7.2%}", file=file)
+            for line in _class_lines(metrics):
+                print(line, file=file)
     for name, reason in metrics["broken_files"].items():
         print(f"Warning: left out {name}: {reason}", file=sys.stderr)
     return 0
+
+
+def _class_lines(metrics: dict[str, Any]) -> list[str]:
+    """Returns a line for each class."""
+    width = max(map(len, metrics["recall"]), default=0)
+    if "accuracy" in metrics:
+        lines = [f"{name:<{width}} {recall:7.2%}" for name, recall in metrics["recall"].items()]
+        return [
+            f"Recall   of each class (mean {metrics['macro_recall']:.2%})",
+            *(f"         {line}" for line in lines),
+        ]
+    kinds = ("average_precision", "precision", "recall")
+    return [
+        f"Labels   {'':<{width}} average precision  precision   recall   images",
+        *(
+            f"         {name:<{width}} {metrics[kinds[0]][name]:17.2%} {metrics[kinds[1]][name]:10.2%} "
+            f"{metrics[kinds[2]][name]:8.2%} {count:8,}"
+            for name, count in metrics["support"].items()
+        ),
+    ]
 
 
 @app.command
@@ -301,6 +319,96 @@ def predict(
 def _prediction_line(prediction: "Prediction") -> str:
     pairs = zip(prediction.classes, prediction.probabilities, strict=True)
     return f"{prediction.path}: " + ", ".join(f"{name} {share:.1%}" for name, share in pairs)
+
+
+@app.command
+def inspect(
+    data: str,
+    /,
+    *,
+    html: Path | None = None,
+    json_output: Annotated[Path | None, Parameter(name="--json")] = None,
+    fix_list: Path | None = None,
+    run: Path | None = None,
+    min_similarity: float = 0.9,
+    strict: Annotated[bool, Parameter(negative=())] = False,
+    backend: Backend | None = None,
+) -> int:
+    """Look for what is wrong with labelled images, before or after training. Nothing is deleted or changed.
+
+    Broken files, copies, the same image in training and test or under two classes, odd and extreme images, unequal
+    classes; with a run, labels that its model disputes.
+
+    Args:
+        data: As for train: a folder with one folder a class, or a built-in name.
+        html: Page to write, with thumbnails; one file that needs no network.
+        json_output: JSON file to write, with everything.
+        fix_list: CSV table to write: each file, what was found, what could be done.
+        run: Folder of a run whose model looks for wrong labels. The data is split as in its training.
+        min_similarity: Correlation of two thumbnails, in (0, 1], from which images count as nearly the same.
+        strict: Exit with code 1 if there are errors.
+        backend: Keras backend, for --run. Default: KERAS_BACKEND, else the fastest one installed for this hardware.
+    """
+    outputs = {"--html": html, "--json": json_output, "--fix-list": fix_list}
+    for option, path in outputs.items():
+        _check_output(path, option)
+    from vitreous.inspection import inspect as inspect_data
+
+    if run:
+        from vitreous.training import load_run
+
+        load_run(run)
+        _start_backend(backend)
+    with _progress("images") as on_progress:
+        inspection = inspect_data(data, run=run, min_similarity=min_similarity, on_progress=on_progress)
+    _print_findings(inspection)
+    if html:
+        from vitreous.report import render_inspection
+
+        page = render_inspection(inspection)
+        with _output(html) as file:
+            file.write(page)
+    if json_output:
+        with _output(json_output) as file:
+            inspection.write_json(file)
+    if fix_list:
+        with _output(fix_list) as file:
+            inspection.write_fix_list(file)
+    return 1 if strict and inspection.count("error") else 0
+
+
+def _print_findings(inspection: "Inspection") -> None:
+    """Prints a table of the findings; as wide as the terminal, or 120 characters where there is none."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    dataset = inspection.dataset
+    counts = ", ".join(f"{len(images):,} {split}" for split, images in dataset.splits.items())
+    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+    console.print(
+        Text(f"Data     {dataset.name}: {len(dataset.class_names)} classes; images: {counts}"), soft_wrap=True
+    )
+    if inspection.findings:
+        colours = {"error": "bold red", "warning": "yellow", "note": "blue"}
+        table = Table(box=box.SIMPLE, pad_edge=False, padding=(0, 1))
+        for name in ("", "finding", "cases", "such as"):
+            table.add_column(name, justify="right" if name == "cases" else "left", overflow="fold")
+        for finding in inspection.findings:
+            severity = Text(finding.severity, style=colours[finding.severity])
+            title = Text(finding.text.title)
+            table.add_row(severity, title, f"{len(finding.items):,}", Text(_visible(finding.example())))
+        console.print(table)
+        shown = [finding for finding in inspection.findings if finding.severity != "note"]
+        for finding in shown:
+            console.print(Text(f"{finding.text.title}: {finding.text.remedy}"), soft_wrap=True)
+    console.print(Text(f"Found    {inspection.summary()} ({inspection.seconds:.1f} s)"), soft_wrap=True)
+
+
+def _visible(text: str) -> str:
+    """Returns a text with control characters written out, so that a file's name cannot steer the terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 @app.command
@@ -477,13 +585,13 @@ def recipes() -> int:
     return 0
 
 
-def _check_output(path: Path | None) -> None:
+def _check_output(path: Path | None, option: str = "--out") -> None:
     """Raises `ConfigError` if a file could not be written at `path`, before anything is computed for it."""
     if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
         received = "a folder" if path.is_dir() else f"no folder {path.parent}"
         raise ConfigError(
             f"Cannot write {path}. Expected the path of a file in a folder that exists. Received: {received}. "
-            "Pass another --out."
+            f"Pass another {option}."
         )
 
 

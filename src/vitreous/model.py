@@ -173,16 +173,16 @@ class VisionTransformer(keras.Model):
 
     def call(self, images: Any, training: bool | None = None) -> Any:
         """Returns the logits (B, K) of `images`."""
-        x, rope = self._enter(images, training)  # (B, N, D)
+        x, rope = self.enter(images, training)  # (B, N, D)
         for block in self.blocks:
             x = block(x, rope=rope, training=training)
-        return self.classify(self._leave(x))
+        return self.classify(self.leave(x))
 
     def embed(self, images: Any, training: bool | None = None) -> Any:
         """Returns the tokens (B, N, D) that enter the first block: class, distillation, registers, patches."""
-        return self._enter(images, training)[0]
+        return self.enter(images, training)[0]
 
-    def _enter(self, images: Any, training: bool | None = None) -> tuple[Any, Any]:
+    def enter(self, images: Any, training: bool | None = None) -> tuple[Any, Any]:
         """Returns the tokens that enter the first block, and the rotary tables of the blocks or None."""
         config = self.config
         grid_size = self._grid_size(images)
@@ -237,7 +237,7 @@ class VisionTransformer(keras.Model):
         )
         return tuple(ops.convert_to_tensor(table) for table in tables)
 
-    def _leave(self, x: Any) -> Any:
+    def leave(self, x: Any) -> Any:
         """Returns the tokens that are pooled."""
         return self.norm(x) if self.config.final_norm == "tokens" else x
 
@@ -285,10 +285,10 @@ class VisionTransformer(keras.Model):
             ConfigError: If there is no such block.
         """
         stop = self._block_index(block) + 1
-        x, rope = self._enter(images)
+        x, rope = self.enter(images)
         for layer in self.blocks[:stop]:
             x = layer(x, rope=rope)
-        return self._leave(x) if block is None else x
+        return self.leave(x) if block is None else x
 
     def features(
         self, images: Any, block: int | None = None, *, pooling: Literal["class", "mean"] | None = None
@@ -302,7 +302,7 @@ class VisionTransformer(keras.Model):
                 terms), `"mean"` for the mean over patch tokens; both (B, D). Default: what the head reads.
         """
         tokens = self.tokens(images, block)
-        tokens = tokens if block is None else self._leave(tokens)
+        tokens = tokens if block is None else self.leave(tokens)
         if pooling is None:
             return self.pool(tokens)
         if pooling == "class" and not self.config.use_class_token:
@@ -328,7 +328,7 @@ class VisionTransformer(keras.Model):
         """
         wanted = [self._block_index(i) for i in (range(len(self.blocks)) if blocks is None else blocks)]
         maps: dict[int, Any] = {}
-        x, rope = self._enter(images)
+        x, rope = self.enter(images)
         for i, block in enumerate(self.blocks[: max(wanted, default=-1) + 1]):
             if i in wanted:
                 x, maps[i] = block(x, rope=rope, return_attention=True)

@@ -12,7 +12,7 @@ import numpy as np
 
 from vitreous.data import DataConfig, ImageSet, Loader, load_evaluation_images, load_images, resize_image
 from vitreous.errors import ConfigError, DataError
-from vitreous.evaluation import collect_logits, compute_metrics, softmax
+from vitreous.evaluation import collect_logits, compute_metrics, sigmoid, softmax
 from vitreous.model import create_predict_function
 from vitreous.training import Run, load_run
 
@@ -26,7 +26,7 @@ class Prediction:
     Args:
         path: The image: its file, or its name in the source that it comes from.
         classes: Class names, the most probable first.
-        probabilities: Of these classes, in [0, 1].
+        probabilities: Of these classes, in [0, 1]; they sum to 1 over all classes unless an image may have several.
     """
 
     path: Path | str
@@ -81,6 +81,7 @@ def predict(
     found = load_images(images, DataConfig(image_column=image_column))
     spec = run.input_spec
     infer = create_predict_function(run.load_model(), spec)
+    compute_shares = sigmoid if run.is_multi_label else softmax
     names = run.class_names
     predictions: list[Prediction] = []
 
@@ -92,7 +93,7 @@ def predict(
             batch = np.stack(pixels)
             padded = np.concatenate([batch, np.zeros((_BATCH - len(batch), *batch.shape[1:]), "uint8")])
             logits = infer(padded if len(found) > _BATCH else batch)[: len(batch)]
-            for index, shares in enumerate(softmax(logits), start):
+            for index, shares in enumerate(compute_shares(logits), start):
                 best = np.argsort(-shares, kind="stable")[:top_k]
                 predictions.append(
                     Prediction(

@@ -21,6 +21,7 @@ from vitreous.patches import PatchGrid, as_pair
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 ResizeMode = Literal["crop", "squash", "pad"]
+Policy = Literal["none", "trivial", "rand", "three"]
 
 
 class Record:
@@ -450,7 +451,7 @@ class InputSpec(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig(Record):
-    """How training images are changed at random, in the order of these fields: crop, shift, flip, colours, erasing.
+    """How training images are changed at random: first each image, in the order of these fields, then pairs of images.
 
     Args:
         crop_scale: Share of the image's area that a random crop keeps, (smallest, largest) in (0, 1]; the crop is then
@@ -459,25 +460,49 @@ class AugmentConfig(Record):
         shift_pixels: Largest shift, in pixels of the model's input, up, down, left and right; what comes in at the
             edge is the image's reflection. 0 turns it off.
         horizontal_flip_rate: Probability of swapping left and right, in [0, 1].
-        trivial_augment: Whether one operation out of TrivialAugment's 14, at a random strength, changes each image.
+        policy: Operations on colours and geometry: none; trivial (TrivialAugment: one of 14 at a random strength); rand
+            (RandAugment: rand_num_ops of 14 at rand_magnitude); three (3-Augment: grey, solarised or blurred; its
+            authors add colour_jitter 0.3).
+        rand_num_ops: Operations that RandAugment applies to an image, at least 1.
+        rand_magnitude: Strength of RandAugment's operations, in [0, 10].
+        rand_magnitude_std: Standard deviation of a normal distribution around rand_magnitude, in [0, 10], from which
+            each operation draws its strength. 0: always the same.
         colour_jitter: Strength in [0, 1]: brightness, contrast and saturation are each multiplied by a factor between
             1 - strength and 1 + strength, in random order. 0 turns it off.
         erasing_rate: Probability, in [0, 1], that a rectangle of the image becomes noise.
+        mixup_alpha: Two images are laid over each other, in shares drawn from Beta(alpha, alpha), and so are their
+            labels. 0 turns it off; at most 100.
+        cutmix_alpha: Two images swap a rectangle, whose share of the area is drawn from Beta(alpha, alpha), and labels
+            are mixed in these shares. 0 turns it off; at most 100.
+        mix_rate: Probability, in [0, 1], that a batch is mixed at all, where mixup or cutmix is on.
+        mix_switch_rate: Probability, in [0, 1], that a mixed batch takes cutmix, where both are on.
+        num_repeats: How many differently changed copies of an image stand in a batch, at least 1. An epoch stays as
+            long, so it shows 1 image in num_repeats.
 
     Raises:
         ConfigError: If a value is out of range.
 
-    Source: random resized crop: Szegedy et al. 2015, https://arxiv.org/abs/1409.4842, section 6; the rest:
-    `trivial_augment` and `erase` in vitreous.data.transforms.
+    Source: random resized crop: Szegedy et al. 2015, https://arxiv.org/abs/1409.4842, section 6; mixup: Zhang et al.
+    2018, https://arxiv.org/abs/1710.09412; cutmix: Yun et al. 2019, https://arxiv.org/abs/1905.04899; repeats: Hoffer
+    et al. 2020, https://arxiv.org/abs/1901.09335; the rest: vitreous.data.policies and `erase` in
+    vitreous.data.transforms.
     """
 
     crop_scale: tuple[float, float] = (0.35, 1.0)
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     shift_pixels: int = 0
     horizontal_flip_rate: float = 0.5
-    trivial_augment: bool = False
+    policy: Policy = "none"
+    rand_num_ops: int = 2
+    rand_magnitude: float = 9.0
+    rand_magnitude_std: float = 0.0
     colour_jitter: float = 0.0
     erasing_rate: float = 0.0
+    mixup_alpha: float = 0.0
+    cutmix_alpha: float = 0.0
+    mix_rate: float = 1.0
+    mix_switch_rate: float = 0.5
+    num_repeats: int = 1
 
     def __post_init__(self) -> None:
         for name, highest in (("crop_scale", 1.0), ("crop_ratio", math.inf)):
@@ -491,10 +516,24 @@ class AugmentConfig(Record):
                 "Pass a pair such as (0.35, 1.0)." if highest == 1 else "Pass a pair such as (0.75, 1.33).",
             )
             object.__setattr__(self, name, (float(value[0]), float(value[1])))
-        for name in ("horizontal_flip_rate", "colour_jitter", "erasing_rate"):
+        for name, largest in (
+            ("horizontal_flip_rate", 1),
+            ("rand_magnitude", 10),
+            ("rand_magnitude_std", 10),
+            ("colour_jitter", 1),
+            ("erasing_rate", 1),
+            ("mixup_alpha", 100),
+            ("cutmix_alpha", 100),
+            ("mix_rate", 1),
+            ("mix_switch_rate", 1),
+        ):
             value = getattr(self, name)
             check(
-                0 <= value <= 1, f"Cannot use {name}.", "a value in [0, 1]", f"{name}={value}", "Pass 0 to turn it off."
+                0 <= value <= largest,
+                f"Cannot use {name}.",
+                f"a value in [0, {largest}]",
+                f"{name}={value}",
+                "Pass 0 to turn it off.",
             )
         check(
             self.shift_pixels >= 0,
@@ -503,11 +542,17 @@ class AugmentConfig(Record):
             f"shift_pixels={self.shift_pixels}",
             "Pass 0 to turn it off.",
         )
+        check_minimum(1, rand_num_ops=self.rand_num_ops, num_repeats=self.num_repeats)
 
     @property
     def has_crop(self) -> bool:
         """Whether images are cropped at random."""
         return self.crop_scale != (1.0, 1.0)
+
+    @property
+    def has_mixing(self) -> bool:
+        """Whether images are mixed with each other, so that labels are shares of classes."""
+        return self.mix_rate > 0 and max(self.mixup_alpha, self.cutmix_alpha) > 0
 
 
 @dataclass(frozen=True, kw_only=True)

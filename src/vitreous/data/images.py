@@ -13,11 +13,13 @@ import re
 import stat
 import struct
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 import numpy as np
 
+from vitreous.data.jpeg import decode_plain_jpeg
 from vitreous.errors import ConfigError, ImageError, MissingPathError
 from vitreous.spec import InputSpec
 
@@ -95,10 +97,40 @@ def decode_image(
             )
     name = name or "<image>"
     try:
+        source = _read_jpeg(source)
+        if isinstance(source, bytes) and (pixels := decode_plain_jpeg(source, min_size)) is not None:
+            return pixels if num_channels == 3 else to_array(to_pillow(pixels).convert("L"))
         with _open(source) as image:
             if min_size is not None:
                 image.draft(image.mode, (min_size, min_size))
             return _as_uint8(image, num_channels)
+    except Exception as error:
+        raise ImageError(name, _reason(error)) from error
+
+
+@contextlib.contextmanager
+def open_image(source: ImageSource, *, name: str | None = None) -> "Iterator[Image.Image]":
+    """Opens an image by its header, for a look at its format and mode; `decode_image` takes what this yields.
+
+    Args:
+        source: As for `decode_image`.
+        name: What to call the image in errors. Default: the path, or `"<image>"`.
+
+    Yields:
+        A Pillow image, closed afterwards.
+
+    Raises:
+        ImageError: If the source is no image, or whatever Pillow raises inside the `with` block.
+    """
+    from PIL import Image
+
+    _silence_pillow()
+    name = name or (str(source) if isinstance(source, str | Path) else "<image>")
+    try:
+        with contextlib.nullcontext(source) if isinstance(source, Image.Image) else _open(source) as image:
+            yield image
+    except ImageError:
+        raise
     except Exception as error:
         raise ImageError(name, _reason(error)) from error
 
@@ -246,6 +278,15 @@ def _formats() -> tuple[str, ...]:
         with contextlib.suppress(ImportError):  # an older Pillow has fewer
             importlib.import_module(f"PIL.{plugin}ImagePlugin")
     return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
+def _read_jpeg(source: Any) -> Any:
+    """Returns the bytes of a file that begins as a JPEG does; anything else as it is."""
+    if isinstance(source, str | Path) and stat.S_ISREG(os.stat(source).st_mode):
+        with open(source, "rb", buffering=0) as file:
+            if (head := file.read(2)) == b"\xff\xd8":
+                return head + file.readall()
+    return source
 
 
 def _open(source: Any) -> "Image.Image":

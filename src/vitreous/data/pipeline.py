@@ -16,7 +16,9 @@ import numpy as np
 
 from vitreous.data.image_set import ImageSet
 from vitreous.data.images import resize_image
-from vitreous.data.transforms import augment_image, example_generator
+from vitreous.data.mixing import Mix, draw_mix, mix_pairs
+from vitreous.data.sampling import count_earlier, draw_balanced, group_by_class, repeat_in_batches
+from vitreous.data.transforms import MIXING, augment_image, example_generator
 from vitreous.errors import ImageError, MissingPathError
 from vitreous.spec import AugmentConfig, InputSpec, check
 
@@ -28,11 +30,12 @@ _SMALL_FILE_BYTES = 16_384
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Some images, always as many as the batch size.
+    """Some images, always as many as the batch size (of this process).
 
     Args:
         images: uint8, (B, H, W, C); zeros where `mask` is False.
-        labels: int32, (B,); 0 for padding.
+        labels: int32, (B,); 0 for padding. Or float32, (B, K): shares of the classes, where images may be mixed; 1 for
+            each class that applies, where an image may have several; zeros for padding.
         mask: bool, (B,). False for padding in the last batch, and for images that cannot be decoded.
         indices: int64, (B,). Position of each image in its `ImageSet`; -1 for padding.
     """
@@ -51,15 +54,24 @@ class Loader:
         input_spec: Size, channels and filter of what the model takes. Pixels stay uint8: the model normalises them.
         batch_size: B, images in a batch.
         augment: Random changes, for training. Default: none; each image is resized as in evaluation.
+        num_classes: K; needed where `augment` mixes images of one label each.
         shuffle: Whether each epoch has its own order.
+        class_balanced: Whether an epoch shows each class equally often: an image of a small class several times, each
+            time changed anew, and of a large class only some images. With several labels an image, classes are drawn
+            equally often, and with each draw an image to which the class applies; "none of them" counts as a class.
         drop_last: Whether to leave out a last batch that is not full; else it is padded.
         seed: Decides order and changes.
         num_workers: Threads that work ahead; 0 makes each batch when it is asked for. Default: 1 for small images,
             else one for each core, up to 8.
         cache_bytes: Memory for decoded images; the first ones to fit are kept.
+        process_index: Which part of each batch to make, in a run of several processes, from 0.
+        num_processes: How many processes share a batch. Each makes `batch_size / num_processes` rows of it; their
+            parts, one after the other, are the batch that a single process makes.
 
     Attributes:
         num_batches: Batches in an epoch.
+        local_batch_size: Rows of a batch that this process makes.
+        has_targets: Whether labels are float32 (B, K).
         broken: Name of each image that turned out to be unreadable, and why. It grows as images are read.
 
     Raises:
@@ -80,11 +92,15 @@ class Loader:
         *,
         batch_size: int,
         augment: AugmentConfig | None = None,
+        num_classes: int | None = None,
         shuffle: bool = False,
+        class_balanced: bool = False,
         drop_last: bool = False,
         seed: int = 0,
         num_workers: int | None = None,
         cache_bytes: int = 1 << 30,
+        process_index: int = 0,
+        num_processes: int = 1,
     ):
         numbers = {"batch_size": (batch_size, 1), "num_workers": (num_workers or 0, 0), "cache_bytes": (cache_bytes, 0)}
         for name, (value, least) in numbers.items():
@@ -97,11 +113,60 @@ class Loader:
             f"{len(images)} images, batch_size={batch_size}, drop_last={drop_last}",
             "Pass a smaller batch_size, or drop_last=False." if len(images) else "Pass an ImageSet with images.",
         )
+        check(
+            shuffle or not class_balanced,
+            "Cannot balance classes.",
+            "shuffle=True with class_balanced=True",
+            f"shuffle={shuffle}",
+            "Pass shuffle=True, or class_balanced=False.",
+        )
+        check(
+            num_processes >= 1 and 0 <= process_index < num_processes,
+            "Cannot use process_index.",
+            "a number from 0 to num_processes - 1",
+            f"process_index={process_index}, num_processes={num_processes}",
+            "Pass the rank of this process, and how many there are.",
+        )
+        has_mixing = augment is not None and augment.has_mixing
+        unit = num_processes * (2 if has_mixing and num_processes > 1 else 1)
+        check(
+            batch_size % unit == 0,
+            "Cannot share a batch among processes.",
+            f"a multiple of {unit}" + (", so that no pair of mixed images is parted" if unit > num_processes else ""),
+            f"batch_size={batch_size}, num_processes={num_processes}",
+            "Pass another batch_size.",
+        )
+        if images.is_multi_label:
+            num_classes = images.labels.shape[1]
+        elif has_mixing:
+            least = int(images.labels.max()) + 1
+            check(
+                num_classes is not None and num_classes >= least,
+                "Cannot mix images.",
+                f"num_classes of {least} or more",
+                f"num_classes={num_classes}",
+                "Pass the number of classes.",
+            )
+            check(
+                int(images.labels.min()) >= 0,
+                "Cannot mix images.",
+                "a label for each image",
+                f"{int((images.labels < 0).sum())} images without one",
+                "Leave them out, or turn mixup_alpha and cutmix_alpha off.",
+            )
         self.images = images
         self.input_spec = input_spec
         self.batch_size = batch_size
         self.augment = augment
+        self.num_classes = num_classes
+        self.has_mixing = has_mixing
+        self.has_targets = has_mixing or images.is_multi_label
+        self._label_type = "float32" if self.has_targets else "int32"
         self.shuffle = shuffle
+        self.class_balanced = class_balanced
+        self.process_index = process_index
+        self.num_processes = num_processes
+        self.local_batch_size = batch_size // num_processes
         self.drop_last = drop_last
         self.seed = seed
         self.num_workers = self._choose_num_workers() if num_workers is None else num_workers
@@ -122,10 +187,20 @@ class Loader:
         return min(num_cores, _MAX_WORKERS)
 
     def order(self, epoch: int) -> np.ndarray:
-        """Returns the order of the images in an epoch: int64, (len(images),). It depends on (seed, epoch) alone."""
-        if not self.shuffle:
-            return np.arange(len(self.images))
-        return np.random.default_rng((self.seed % 2**64, epoch)).permutation(len(self.images))
+        """Returns the order of the images in an epoch: int64, (len(images),). It depends on (seed, epoch) alone.
+
+        With `class_balanced`, or `num_repeats` of the augmentation, some images stand in it several times and some not
+        at all.
+        """
+        generator = np.random.default_rng((self.seed % 2**64, epoch))
+        if self.class_balanced:
+            order = draw_balanced(group_by_class(self.images), len(self.images), generator)
+        elif self.shuffle:
+            order = generator.permutation(len(self.images))
+        else:
+            order = np.arange(len(self.images))
+        num_repeats = 1 if self.augment is None else self.augment.num_repeats
+        return order if num_repeats == 1 else repeat_in_batches(order, self.batch_size, num_repeats)
 
     def epoch(self, epoch: int, start_batch: int = 0) -> Generator[Batch, None, None]:
         """Yields the batches of one epoch.
@@ -150,23 +225,26 @@ class Loader:
         return self._batches(epoch, start_batch)
 
     def _batches(self, epoch: int, start_batch: int) -> Generator[Batch, None, None]:
-        order, stop = self.order(epoch), threading.Event()
+        plan, stop = self._plan(epoch), threading.Event()
         numbers = range(start_batch, self.num_batches)
         if not self.num_workers:
             for number in numbers:
-                batch = self._empty_batch(order, number)
-                self._fill(batch, range(self.batch_size), epoch, stop)
-                yield batch
+                work = self._start(plan, number)
+                self._fill(work, range(self.local_batch_size), stop)
+                yield work.batch
             return
-        size = max(_MIN_CHUNK, -(-self.batch_size // self.num_workers))
-        chunks = [range(start, min(start + size, self.batch_size)) for start in range(0, self.batch_size, size)]
+        size = max(_MIN_CHUNK, -(-self.local_batch_size // self.num_workers))
+        size += size % 2  # pairs of mixed images stay together
+        chunks = [
+            range(start, min(start + size, self.local_batch_size)) for start in range(0, self.local_batch_size, size)
+        ]
         num_ahead = max(2, -(-2 * self.num_workers // len(chunks)))
         pending: deque[tuple[Batch, list[Future[None]]]] = deque()
         pool = ThreadPoolExecutor(self.num_workers, thread_name_prefix="vitreous-loader")
         try:
             for number in numbers:
-                batch = self._empty_batch(order, number)
-                pending.append((batch, [pool.submit(self._fill, batch, rows, epoch, stop) for rows in chunks]))
+                work = self._start(plan, number)
+                pending.append((work.batch, [pool.submit(self._fill, work, rows, stop) for rows in chunks]))
                 if len(pending) > num_ahead:
                     yield _finished(*pending.popleft())
             while pending:
@@ -175,28 +253,57 @@ class Loader:
             stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _empty_batch(self, order: np.ndarray, number: int) -> Batch:
-        chosen = order[number * self.batch_size : (number + 1) * self.batch_size]
-        indices = np.full(self.batch_size, -1, "int64")
-        indices[: len(chosen)] = chosen
-        labels = np.zeros(self.batch_size, "int32")
-        labels[: len(chosen)] = self.images.labels[chosen]
-        shape = (self.batch_size, *self.input_spec.image_size, self.input_spec.num_channels)
-        return Batch(np.zeros(shape, "uint8"), labels, np.zeros(self.batch_size, bool), indices)
+    def _plan(self, epoch: int) -> "_Plan":
+        order = self.order(epoch)
+        can_repeat = self.class_balanced or (self.augment is not None and self.augment.num_repeats > 1)
+        return _Plan(epoch, order, count_earlier(order) if can_repeat else np.zeros(len(order), "int64"))
 
-    def _fill(self, batch: Batch, rows: range, epoch: int, stop: threading.Event) -> None:
+    def _start(self, plan: "_Plan", number: int) -> "_Work":
+        """Returns a batch of this process's rows, whose images are still to be made."""
+        size = self.local_batch_size
+        start = number * self.batch_size + self.process_index * size
+        stop = min(start + size, (number + 1) * self.batch_size)
+        chosen = plan.order[start:stop]
+        indices = np.full(size, -1, "int64")
+        indices[: len(chosen)] = chosen
+        draws = np.zeros(size, "int64")
+        draws[: len(chosen)] = plan.draws[start:stop]
+        labels = np.zeros((size, self.num_classes or 0) if self.has_targets else size, self._label_type)
+        mix = None
+        if self.has_mixing and self.augment is not None:
+            generator = example_generator(self.seed, plan.epoch, number, MIXING)
+            mix = draw_mix(self.augment, self.input_spec.image_size, generator)
+        shape = (size, *self.input_spec.image_size, self.input_spec.num_channels)
+        batch = Batch(np.zeros(shape, "uint8"), labels, np.zeros(size, bool), indices)
+        for row, index in enumerate(chosen.tolist()):
+            self._set_label(batch, row, index)
+        return _Work(batch, plan.epoch, draws, mix)
+
+    def _set_label(self, batch: Batch, row: int, index: int) -> None:
+        label = self.images.labels[index]
+        if self.has_targets and not self.images.is_multi_label:
+            batch.labels[row] = 0
+            batch.labels[row, label] = 1
+        else:
+            batch.labels[row] = label
+
+    def _fill(self, work: "_Work", rows: range, stop: threading.Event) -> None:
+        batch = work.batch
         for row in rows:
             index = int(batch.indices[row])
             if index < 0 or stop.is_set():
-                return
+                break
             image = self._read(index)
             if image is None:
                 continue
             if self.augment is not None:
-                generator = example_generator(self.seed, epoch, index)
+                generator = example_generator(self.seed, work.epoch, index, int(work.draws[row]))
                 image = augment_image(image, self.input_spec, self.augment, generator)
             batch.images[row] = image
             batch.mask[row] = True
+        if work.mix is not None:
+            part = slice(rows.start, rows.stop)
+            mix_pairs(batch.images[part], batch.labels[part], batch.mask[part], work.mix)
 
     def _read(self, index: int) -> np.ndarray | None:
         """Returns a decoded image (resized, if nothing random follows), or None if it is broken."""
@@ -219,6 +326,25 @@ class Loader:
                 self._cache[index] = image
                 self._cached_bytes += image.nbytes
         return image
+
+
+@dataclass(frozen=True, eq=False)
+class _Plan:
+    """An epoch: which image stands at each place, and how often it has stood in the epoch before."""
+
+    epoch: int
+    order: np.ndarray
+    draws: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class _Work:
+    """A batch in the making."""
+
+    batch: Batch
+    epoch: int
+    draws: np.ndarray
+    mix: Mix | None
 
 
 def _finished(batch: Batch, futures: list[Future[None]]) -> Batch:

@@ -7,13 +7,14 @@ colour-blind readers tell apart; where a colour says something, a sign or a word
 
 from vitreous.figures.canvas import shorten
 from vitreous.figures.patches import GAP, compose_mosaic, draw_patches
-from vitreous.figures.results import draw_confusion, draw_curves, draw_predictions
+from vitreous.figures.results import draw_confusion, draw_curves, draw_labels, draw_predictions
 
 __all__ = [
     "GAP",
     "compose_mosaic",
     "draw_confusion",
     "draw_curves",
+    "draw_labels",
     "draw_patches",
     "draw_predictions",
     "shorten",

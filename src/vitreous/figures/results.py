@@ -234,9 +234,9 @@ def draw_confusion(matrix: np.ndarray, class_names: Sequence[str], out: str | Pa
 
 def draw_predictions(
     images: Sequence[np.ndarray],
-    truths: Sequence[int],
-    answers: Sequence[int],
-    probabilities: Sequence[float],
+    truths: Sequence[int | Sequence[int]],
+    answers: Sequence[int | Sequence[int]],
+    probabilities: Sequence[float | Sequence[float]],
     class_names: Sequence[str],
     out: str | Path,
 ) -> Path:
@@ -244,9 +244,9 @@ def draw_predictions(
 
     Args:
         images: Images as in `draw_patches`, of any sizes.
-        truths: Index of each example's true class.
-        answers: Index of each example's answered class.
-        probabilities: Probability of each answer, in [0, 1].
+        truths: Index of each example's true class; a list of them where it may have several, or none.
+        answers: Index, or indices, of each example's answered class.
+        probabilities: Probability of each answer, in [0, 1]; a list where `answers` has one.
         class_names: K names, drawn as they are; long ones are shortened in the middle.
         out: File to write: .png, .svg or .pdf. An existing one is replaced.
 
@@ -271,6 +271,7 @@ def draw_predictions(
     width = columns * (cell + space) + space
     height = 40 + rows * (cell + below + space)
     figure = create_figure(width, height)
+    wrong = 0
     for index, (image, truth, answer, probability) in enumerate(
         zip(images, truths, answers, probabilities, strict=True)
     ):
@@ -279,18 +280,84 @@ def draw_predictions(
         axis = figure.add_axes((x / width, 1 - (y + cell) / height, cell / width, cell / height))
         show(axis, load_image(image, None)[0])
         axis.set_anchor("S")
-        is_right = int(truth) == int(answer)
+        is_right = _as_set(truth) == _as_set(answer)
+        wrong += not is_right
         if not is_right:
             axis.spines[:].set_visible(True)
             axis.spines[:].set(color=VERMILION, linewidth=2.5)
         sign, color = ("✓", BLUE) if is_right else ("✗", VERMILION)
-        tail = f" · {100 * float(probability):.0f}%"
-        name = fit(figure, str(class_names[answer]), 9, cell - measure(figure, f"{sign} {tail}", 9)[0])
+        tail = f" · {100 * probability:.0f}%" if isinstance(probability, float | int) else ""
+        name = fit(figure, _names(answer, class_names), 9, cell - measure(figure, f"{sign} {tail}", 9)[0])
         write(figure, (x + cell / 2) / width, 1 - (y + cell + 13) / height, f"{sign} {name}{tail}", color=color, size=9)
         if not is_right:
-            name = fit(figure, str(class_names[truth]), 8, cell - measure(figure, "truth: ", 8)[0])
+            name = fit(figure, _names(truth, class_names), 8, cell - measure(figure, "truth: ", 8)[0])
             write(figure, (x + cell / 2) / width, 1 - (y + cell + 28) / height, f"truth: {name}", color=INK, size=8)
-    wrong = sum(int(truth) != int(answer) for truth, answer in zip(truths, answers, strict=True))
     heading = f"a choice of {count} examples: {count - wrong} right, {wrong} wrong"
     write(figure, space / width, 1 - 18 / height, heading, color=INK, size=10, ha="left", weight="bold")
+    return save(figure, path)
+
+
+def _as_set(indices: int | Sequence[int]) -> set[int]:
+    return {int(index) for index in np.atleast_1d(indices)}
+
+
+def _names(indices: int | Sequence[int], class_names: Sequence[str]) -> str:
+    return ", ".join(str(class_names[int(index)]) for index in np.atleast_1d(indices)) or "(none)"
+
+
+_MOST_LABELS = 40
+
+
+def draw_labels(metrics: Mapping[str, Any], out: str | Path) -> Path:
+    """Draws how well each label is found: a bar for its average precision, the best first, and how many images have it.
+
+    Of more than 40 labels the 40 with the lowest average precision are drawn.
+
+    Args:
+        metrics: What `compute_metrics` returns for several labels an image: `average_precision` and `support` by name,
+            and `mean_average_precision`.
+        out: File to write: .png, .svg or .pdf. An existing one is replaced.
+
+    Returns:
+        The path written.
+
+    Raises:
+        ConfigError: If no label applies to any image, or the suffix of `out` is unknown.
+    """
+    path = checked_path(out)
+    ranked = sorted(metrics["average_precision"].items(), key=lambda item: -item[1])
+    if not ranked:
+        raise ConfigError(
+            "Cannot draw the labels. Expected a label that applies to some image. Received: none. "
+            "Pass metrics of images with labels."
+        )
+    shown = ranked[-_MOST_LABELS:]
+    names = [f"{shorten(name, 28)} ({metrics['support'][name]:,})" for name, _ in shown]
+    figure = create_figure(100, 100)
+    room = max(measure(figure, name, 9)[0] for name in names) + 20
+    width, height = room + 460, 48 + 22 * len(shown) + 34
+    figure.set_size_inches(width / DPI, height / DPI)
+    axis = figure.add_axes((room / width, 34 / height, 420 / width, 22 * len(shown) / height))
+    values = [value for _, value in shown]
+    axis.barh(range(len(shown)), values, height=0.66, color=BLUE)
+    for place, value in enumerate(values):
+        is_inside = value > 0.85
+        write(
+            axis,
+            value + (-0.01 if is_inside else 0.01),
+            place,
+            f"{100 * value:.1f}%",
+            color="white" if is_inside else INK,
+            size=8,
+            ha="right" if is_inside else "left",
+        )
+    axis.set_xlim(0, 1)
+    axis.set_ylim(len(shown) - 0.5, -0.5)
+    axis.set_yticks(range(len(shown)), names, **text_style(9))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}%"))
+    _plain(axis)
+    axis.grid(visible=False, axis="y")
+    axis.grid(axis="x", color=PALE, linewidth=0.8)
+    which = "" if len(shown) == len(ranked) else f", the lowest {len(shown)} of {len(ranked)} labels"
+    write_title(axis, f"average precision: mean {100 * metrics['mean_average_precision']:.1f}%{which}")
     return save(figure, path)

@@ -8,16 +8,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import keras
+import numpy as np
+
 from vitreous.data import Loader
 from vitreous.errors import TrainingError
-from vitreous.evaluation import collect_logits, compute_metrics
-from vitreous.model import VisionTransformer, create_predict_function
 from vitreous.spec import InputSpec
-from vitreous.training.losses import Loss
+from vitreous.training.optimizer import Optimizer
 from vitreous.training.progress import Reporter, Status
 from vitreous.training.recipe import OptimizerConfig
 from vitreous.training.schedules import average_decay, learning_rate
-from vitreous.training.step import create_optimizer, create_step
+from vitreous.training.step import create_step
 
 _EVALUATIONS = 50  # at most so many while training, and one at the end
 _REFRESH_SECONDS = 0.5  # between two readings of the loss
@@ -28,12 +29,17 @@ class History:
     """What training leaves besides weights.
 
     Args:
-        rows: One dict for each evaluation: epoch, step, seconds, learning_rate, train_loss, train_accuracy, val_loss,
-            val_accuracy, images_per_second.
+        rows: One dict for each evaluation: epoch, step, seconds, learning_rate, train_loss, train_accuracy, what
+            `evaluate` returned under names with `val_` before them (None where nothing was evaluated), and
+            images_per_second. With several labels an image, accuracy is the share of right answers over all images and
+            labels.
         num_steps: Steps done.
         num_images: Images trained on, with repetition.
         seconds: Wall-clock time of training, with compilation and evaluation.
         is_interrupted: Whether the user ended it early.
+        is_stopped: Whether it ended because validation no longer improved.
+        best_row: Index of the row with the best validation score; None without validation.
+        best_weights: The averaged weights of that row, as `average.get_weights()` has them; None if they are the last.
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -41,6 +47,22 @@ class History:
     num_images: int = 0
     seconds: float = 0.0
     is_interrupted: bool = False
+    is_stopped: bool = False
+    best_row: int | None = None
+    best_weights: list[np.ndarray] | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation while training found.
+
+    Args:
+        score: The larger, the better.
+        values: Numbers for the history, by name without `val_`.
+    """
+
+    score: tuple[float, ...]
+    values: dict[str, float]
 
 
 class Interrupt:
@@ -65,17 +87,19 @@ class Interrupt:
 
 
 def fit(
-    model: VisionTransformer,
-    average: VisionTransformer,
+    model: keras.Model,
+    average: keras.Model,
     train: Loader,
-    val: Loader | None,
     *,
+    optimizer: Optimizer,
     input_spec: InputSpec,
     config: OptimizerConfig,
-    loss: Loss,
-    class_names: tuple[str, ...],
+    loss: Callable[..., Any],
+    evaluate: Callable[[], Evaluation | None] | None = None,
     num_epochs: int | None = None,
     budget_seconds: float | None = None,
+    num_parts: int = 1,
+    patience_epochs: int | None = None,
     reporter: Reporter | None = None,
     interrupt: Interrupt | None = None,
     on_row: Callable[[list[dict[str, Any]]], None] | None = None,
@@ -86,13 +110,15 @@ def fit(
         model: A built model.
         average: A second one of the same architecture.
         train: Training batches, shuffled.
-        val: Validation batches, or None.
+        optimizer: Of `model`'s weights.
         input_spec: How images are normalised.
-        config: Optimiser and schedule.
-        loss: What to make small.
-        class_names: K names, in the order of the logits.
+        config: Schedule of the learning rate and the average.
+        loss: What to make small, as `Loss`.
+        evaluate: Measures `average` on validation images; None where there is nothing to measure.
         num_epochs: Passes over the training data; or:
         budget_seconds: Wall-clock time to train for; the schedule follows the clock and ends with it.
+        num_parts: Parts that a batch is worked off in.
+        patience_epochs: Training ends once so many epochs have brought no better score. Default: never.
         reporter: Where progress is shown.
         interrupt: Ends training after the step at hand once it is set. Default: nothing does.
         on_row: Called with all rows so far after each new one.
@@ -106,14 +132,7 @@ def fit(
     reporter = reporter or Reporter()
     interrupt = interrupt or Interrupt()
     history = History()
-    step = create_step(
-        model,
-        average,
-        create_optimizer(model, config),
-        input_spec=input_spec,
-        loss=loss,
-    )
-    predict = create_predict_function(average, input_spec)
+    step = create_step(model, average, optimizer, input_spec=input_spec, loss=loss, num_parts=num_parts)
     total_steps = (num_epochs or 0) * train.num_batches
     start = schedule_start = time.monotonic()
     half_step = 0.5 / total_steps if total_steps else 0.5e-3  # a step's rate is that of its middle, never 0
@@ -127,9 +146,11 @@ def fit(
         return history.num_steps / total_steps
 
     def is_done() -> bool:
-        return interrupt.is_set or get_progress() >= 1
+        return interrupt.is_set or history.is_stopped or get_progress() >= 1
 
     progress, last_row_progress, epoch = 0.0, 0.0, 0
+    best_score: tuple[float, ...] | None = None
+    best_epoch, best_weights = 0, None
     row_start, row_steps, row_images = start, 0, 0
     loss_sum, correct_sum = 0.0, 0.0  # become scalars on the device; read only when shown
     shown_time, shown_images, shown_sums = start, 0, (0.0, 0.0, 0, 0)
@@ -183,20 +204,20 @@ def fit(
                 "learning_rate": rate,
                 "train_loss": float(loss_sum) / row_steps,
                 "train_accuracy": float(correct_sum) / max(row_images, 1),
-                "val_loss": None,
-                "val_accuracy": None,
                 "images_per_second": row_images / seconds,
             }
-            if val is not None:
+            if evaluate is not None:
                 evaluation_start = time.monotonic()
                 step.synchronize()
-                logits, labels, _ = collect_logits(predict, val.epoch(0))
-                if len(labels):
-                    metrics = compute_metrics(logits, labels, class_names)
-                    row |= {"val_loss": metrics["loss"], "val_accuracy": metrics["accuracy"]}
+                if (found := evaluate()) is not None:
+                    row |= {f"val_{name}": value for name, value in found.values.items()}
+                    if best_score is None or found.score > best_score:
+                        best_score, best_epoch, history.best_row = found.score, epoch, len(history.rows)
+                        best_weights = average.get_weights()
                 evaluation_seconds = time.monotonic() - evaluation_start
             row["seconds"] = time.monotonic() - start
             history.rows.append(row)
+            history.is_stopped = patience_epochs is not None and epoch - best_epoch >= patience_epochs
             reporter.row(row)
             if on_row:
                 on_row(history.rows)
@@ -204,6 +225,8 @@ def fit(
             row_start, row_steps, row_images = time.monotonic(), 0, 0
             loss_sum, correct_sum, shown_sums = 0.0, 0.0, (0.0, 0.0, 0, 0)
     step.synchronize()
+    if history.best_row not in (None, len(history.rows) - 1):
+        history.best_weights = best_weights
     history.is_interrupted = interrupt.is_set
     history.seconds = time.monotonic() - start
     return history

@@ -1,4 +1,4 @@
-"""What training makes small: cross-entropy over classes or over yes-and-no questions, with its answers to imbalance."""
+"""What training makes small: cross-entropy over classes or over yes-and-no questions, and answers to imbalance."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,10 +11,10 @@ from vitreous.data import ImageSet
 
 @dataclass(frozen=True, eq=False)
 class Loss:
-    """Loss of a batch, and how many of its answers are right. Call it with logits, labels and weights.
+    """Loss of a batch, and how many of its answers are right.
 
-    With one label an image, the loss is the cross-entropy of a softmax over all K classes. With several, it is the sum
-    over the classes of the cross-entropy of a sigmoid, divided by K.
+    With one label an image, an example's loss is the cross-entropy of a softmax over all K classes; with several, the
+    mean over the classes of the cross-entropy of a sigmoid.
 
     Args:
         num_classes: K.
@@ -30,9 +30,10 @@ class Loss:
         mask: (B,) float, 1 for a real example, 0 for padding.
 
     Returns:
-        Two float32 scalars. The loss in nats, a weighted mean over the examples that the mask keeps; 0 if it keeps
-        none. And how many were answered right: the likeliest class is the label (or has the largest share of it); with
-        several labels, the mean over the classes of the right answers at probability 1/2.
+        Three float32 scalars: the sum of the examples' losses in nats, each times its weight; the sum of the weights;
+        and how many were answered right: the likeliest class is the label (or has the largest share of it); with
+        several labels, the mean over the classes of the right answers at probability 1/2. The loss of a batch is the
+        first over the second.
 
     Source: Szegedy et al. 2016, https://arxiv.org/abs/1512.00567 (label smoothing); Menon et al. 2021,
     https://arxiv.org/abs/2007.07314 (logit adjustment).
@@ -44,8 +45,8 @@ class Loss:
     class_weights: np.ndarray | None = None
     log_priors: np.ndarray | None = None
 
-    def __call__(self, logits: Any, labels: Any, mask: Any) -> tuple[Any, Any]:
-        """Returns the loss and the number of right answers."""
+    def __call__(self, logits: Any, labels: Any, mask: Any) -> tuple[Any, Any, Any]:
+        """Returns the sum of the losses, the sum of the weights, and the number of right answers."""
         logits = ops.cast(logits, "float32")
         mask = ops.convert_to_tensor(mask, "float32")
         if len(labels.shape) == 1:
@@ -54,8 +55,7 @@ class Loss:
             targets = ops.convert_to_tensor(labels, "float32")
         compute = self._sigmoid if self.is_multi_label else self._softmax
         losses, weights, correct = compute(logits, targets)  # (B,) each
-        weights = weights * mask
-        return ops.sum(losses * mask) / ops.maximum(ops.sum(weights), 1e-12), ops.sum(correct * mask)
+        return ops.sum(losses * mask), ops.sum(weights * mask), ops.sum(correct * mask)
 
     def _softmax(self, logits: Any, targets: Any) -> tuple[Any, Any, Any]:
         answers, truth = ops.argmax(logits, axis=-1), ops.argmax(targets, axis=-1)

@@ -78,6 +78,8 @@ def format_row(row: Mapping[str, Any]) -> str:
     text = f"epoch {row['epoch']:>3}  train loss {row['train_loss']:.3f} acc {row['train_accuracy']:.1%}"
     if row.get("val_accuracy") is not None:
         text += f"  val loss {row['val_loss']:.3f} acc {row['val_accuracy']:.1%}"
+    if row.get("val_mean_average_precision") is not None:
+        text += f" mAP {row['val_mean_average_precision']:.1%}"
     return f"{text}  {row['images_per_second']:.0f} img/s  {format_seconds(row['seconds'])}"
 
 

@@ -21,22 +21,26 @@ _UNITS = {"s": 1, "m": 60, "h": 3600}
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig(Record):
-    """How weights move: AdamW, its schedule, and the average of the weights.
+    """How weights move: the optimiser, its schedule, and the average of the weights.
 
     Args:
+        name: adamw, or muon: matrices inside the blocks are moved by Muon, everything else by AdamW.
         learning_rate: Peak learning rate.
-        weight_decay: Decoupled weight decay (times the learning rate); never on biases, norms, tokens and positions.
+        weight_decay: Decoupled weight decay (times the learning rate), on kernels alone.
         warmup_fraction: Share of training in which the learning rate rises from 0, in [0, 1).
         final_fraction: Learning rate at the end as a share of the peak, in [0, 1].
         beta_2: Decay of AdamW's second moment, in (0, 1).
         clip_norm: Largest norm of all gradients together; 0 clips nothing.
         label_smoothing: Share of the target spread over all classes, in [0, 1).
+        layer_decay: Each block's learning rate as a share of the next one's, in (0, 1]; 1 gives all the same.
+        trained: Which weights move: all, head, or last-N (the last N blocks and what follows them).
         average_fraction: How far the averaged weights (EMA) reach back, as a share of training; 0 turns them off.
 
-    Source: Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101 (AdamW); Szegedy et al. 2016,
+    Source: `vitreous.training.optimizer`; Szegedy et al. 2016,
     https://arxiv.org/abs/1512.00567 (label smoothing).
     """
 
+    name: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = 1e-3
     weight_decay: float = 0.05
     warmup_fraction: float = 0.05
@@ -44,9 +48,18 @@ class OptimizerConfig(Record):
     beta_2: float = 0.99
     clip_norm: float = 1.0
     label_smoothing: float = 0.1
+    layer_decay: float = 1.0
+    trained: str = "all"
     average_fraction: float = 0.05
 
     def __post_init__(self) -> None:
+        check(
+            re.fullmatch(r"all|head|last-[1-9]\d*", self.trained) is not None,
+            "Cannot use trained.",
+            "all, head, or last-N with a number of blocks",
+            f"trained={self.trained!r}",
+            "Pass for example last-4.",
+        )
         for name, low, high in (
             ("learning_rate", 1e-12, 10),
             ("weight_decay", 0, 10),
@@ -55,6 +68,7 @@ class OptimizerConfig(Record):
             ("beta_2", 0.5, 0.99999),
             ("clip_norm", 0, 1e9),
             ("label_smoothing", 0, 0.99),
+            ("layer_decay", 0.01, 1),
             ("average_fraction", 0, 1),
         ):
             value = getattr(self, name)
@@ -79,7 +93,11 @@ class Recipe(Record):
         epochs: Passes over the training images. Default: as many as show the model `num_examples_seen` images.
         num_examples_seen: Images shown to the model in all, when neither epochs nor time are given.
         time: Time budget such as 90s, 20m or 1.5h, instead of epochs: the schedule ends when the time does.
+        patience_epochs: Training ends once so many epochs have brought no better validation score, and the best
+            averaged weights are kept. Default: the schedule is followed to its end, and the last ones are kept.
         batch_size: Images per step.
+        num_parts: Parts that a batch is worked off in, for batches that do not fit into memory at once; the step is
+            that of the whole batch. Must divide batch_size.
         balance: What is done about classes of unequal size: nothing (none), each class weighs the same in the loss
             (weights) or is drawn equally often (sampling), or frequencies are added to the logits in training (logits).
         precision: float32, bfloat16 (weights stay float32), or auto: the faster one on this hardware.
@@ -95,7 +113,9 @@ class Recipe(Record):
     epochs: int | None = None
     num_examples_seen: int = 300_000
     time: str | None = None
+    patience_epochs: int | None = None
     batch_size: int = 64
+    num_parts: int = 1
     balance: Balance = "none"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -103,7 +123,7 @@ class Recipe(Record):
     architecture: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "num_examples_seen", "batch_size"):
+        for name in ("epochs", "num_examples_seen", "patience_epochs", "batch_size", "num_parts"):
             value = getattr(self, name)
             check(
                 value is None or value >= 1,
@@ -112,6 +132,13 @@ class Recipe(Record):
                 f"{name}={value}",
                 "Pass a positive number.",
             )
+        check(
+            self.batch_size % self.num_parts == 0,
+            "Cannot split batches.",
+            "num_parts that divides batch_size",
+            f"batch_size={self.batch_size}, num_parts={self.num_parts}",
+            "Pass another of the two.",
+        )
         if self.time is not None:
             parse_seconds(self.time)
         fields = [each.name for each in dataclasses.fields(ViTConfig) if each.name not in NOT_ARCHITECTURE]

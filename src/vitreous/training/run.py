@@ -55,6 +55,11 @@ class Run:
         return tuple(self.config["data"]["class_names"])
 
     @property
+    def is_multi_label(self) -> bool:
+        """Whether an image may have several labels, or none: probabilities are then a sigmoid's."""
+        return bool(self.config["data"].get("is_multi_label", False))
+
+    @property
     def input_spec(self) -> InputSpec:
         """What images must go through before they enter the model."""
         return InputSpec.from_dict(self.config["input"])
@@ -228,7 +233,8 @@ class RunWriter:
         """Writes all rows of `history.csv` anew."""
         temporary = self.partial / ".history.csv.tmp"
         with temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
+            names = dict.fromkeys(name for row in rows for name in row)
+            writer = csv.DictWriter(file, fieldnames=list(names), lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
         os.replace(temporary, self.partial / "history.csv")

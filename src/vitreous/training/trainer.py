@@ -7,7 +7,7 @@ import platform
 import random
 import shlex
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,15 +19,24 @@ import tomli_w
 from vitreous import __version__
 from vitreous.backend import select_precision
 from vitreous.data import BUILT_IN, Dataset, ImageSet, Loader, load_dataset, resize_image
+from vitreous.data.inspection import inspect_fast
 from vitreous.data.sources import source_path
 from vitreous.errors import ConfigError, ImageError
-from vitreous.evaluation import collect_logits, compute_metrics, softmax
-from vitreous.figures import draw_confusion, draw_curves, draw_patches, draw_predictions
+from vitreous.evaluation import (
+    collect_logits,
+    compute_metrics,
+    get_headline,
+    sigmoid,
+    softmax,
+    summarize_metrics,
+)
+from vitreous.figures import draw_confusion, draw_curves, draw_labels, draw_patches, draw_predictions
 from vitreous.model import VisionTransformer, create_predict_function
 from vitreous.registry import count_parameters, get_spec
 from vitreous.spec import DataConfig, InputSpec, ModelSpec
-from vitreous.training.fit import History, Interrupt, fit
+from vitreous.training.fit import Evaluation, History, Interrupt, fit
 from vitreous.training.losses import create_loss
+from vitreous.training.optimizer import create_optimizer
 from vitreous.training.progress import Reporter
 from vitreous.training.recipe import Recipe, choose_recipe, load_recipe
 from vitreous.training.run import FORMAT, Run, RunWriter, load_model, load_run
@@ -87,13 +96,16 @@ def train(
         spec, weights, settled = _pretrained_start(pretrained, changes.get("model"), settled, dataset, reporter)
     spec = dataclasses.replace(spec, input=spec.input.replace(resize_mode=settled.resize_mode))
     train_images = dataset.splits["train"]
-    settled = dataclasses.replace(settled, batch_size=min(settled.batch_size, len(train_images)))
+    batch_size = min(settled.batch_size, len(train_images)) // settled.num_parts * settled.num_parts
+    settled = dataclasses.replace(settled, batch_size=batch_size)
     loader = Loader(
         train_images,
         spec.input,
         batch_size=settled.batch_size,
         augment=settled.augment,
+        num_classes=len(dataset.class_names),
         shuffle=True,
+        class_balanced=settled.balance == "sampling",
         # A last batch that is not full is left out where that costs an epoch less than a tenth of its images.
         drop_last=len(train_images) % settled.batch_size < len(train_images) / 10,
         seed=seed,
@@ -142,26 +154,31 @@ def _train(
     writer.write_text("config.toml", _CONFIG_HEAD + tomli_w.dumps(_without_none(config)))
     evaluate_batch = min(settled.batch_size * 2, 256)
     val = _loader(dataset.splits.get("val"), spec.input, evaluate_batch)
+    classes, train_images = dataset.class_names, dataset.splits["train"]
     history = fit(
         model,
         average,
         loader,
-        val,
+        optimizer=create_optimizer(model, settled.optimizer),
         input_spec=spec.input,
         config=settled.optimizer,
         loss=create_loss(
-            dataset.splits["train"],
-            len(dataset.class_names),
+            train_images,
+            len(classes),
             balance=settled.balance,
             label_smoothing=settled.optimizer.label_smoothing,
         ),
-        class_names=dataset.class_names,
+        evaluate=None if val is None else _create_evaluate(average, val, spec.input, classes),
         num_epochs=settled.epochs,
         budget_seconds=settled.budget_seconds,
+        num_parts=settled.num_parts,
+        patience_epochs=settled.patience_epochs,
         reporter=reporter,
         interrupt=interrupt,
         on_row=writer.write_history,
     )
+    if history.best_weights is not None:
+        _keep_both(average, history, settled, spec, writer.partial, reporter)
     _save_model(average, spec, writer.partial / "model.keras")
     reporter.close()
     if history.is_interrupted:
@@ -301,33 +318,96 @@ def _measure(path: Path, dataset: Dataset, input_spec: InputSpec, batch_size: in
             continue  # not one image of this split can be read; metrics.json names them all
         metrics[split] = compute_metrics(logits, labels, dataset.class_names)
         if split == "test" or "test" not in dataset.splits:  # pictures of the test, or of what comes nearest
-            matrix = np.array(metrics[split]["confusion_matrix"])
-            draw_confusion(matrix, dataset.class_names, folder / "confusion.png")
-            chosen = _choose_examples(logits, labels)
-            draw_predictions(
-                [images.load(int(i), input_spec.num_channels) for i in indices[chosen]],
-                labels[chosen].tolist(),
-                logits[chosen].argmax(axis=1).tolist(),
-                softmax(logits[chosen]).max(axis=1).tolist(),
-                dataset.class_names,
-                folder / "predictions.png",
-            )
+            _draw_answers(images, logits, labels, indices, metrics[split], dataset.class_names, input_spec, folder)
     return {**metrics, "broken_files": broken}
 
 
-def _choose_examples(logits: np.ndarray, labels: np.ndarray, count: int = 24) -> np.ndarray:
+def _draw_answers(
+    images: ImageSet,
+    logits: np.ndarray,
+    labels: np.ndarray,
+    indices: np.ndarray,
+    metrics: Mapping[str, Any],
+    class_names: tuple[str, ...],
+    input_spec: InputSpec,
+    folder: Path,
+) -> None:
+    """Draws what was answered: the confusion matrix, or how well each label is found; and some images."""
+    if images.is_multi_label:
+        draw_labels(metrics, folder / "labels.png")
+        is_right = ((logits > 0) == labels).all(axis=1)
+        certainty = np.abs(logits).min(axis=1)
+        answers = [np.flatnonzero(row).tolist() for row in logits > 0]
+        truths = [np.flatnonzero(row).tolist() for row in labels]
+        probabilities = sigmoid(logits)
+    else:
+        draw_confusion(np.array(metrics["confusion_matrix"]), class_names, folder / "confusion.png")
+        probabilities = softmax(logits)
+        certainty = probabilities.max(axis=1)
+        is_right = logits.argmax(axis=1) == labels
+        answers = [[int(answer)] for answer in logits.argmax(axis=1)]
+        truths = [[int(label)] for label in labels]
+    chosen = _choose_examples(is_right, certainty)
+    draw_predictions(
+        [images.load(int(i), input_spec.num_channels) for i in indices[chosen]],
+        [truths[i] for i in chosen],
+        [answers[i] for i in chosen],
+        [probabilities[i, answers[i]].tolist() for i in chosen],
+        class_names,
+        folder / "predictions.png",
+    )
+
+
+def _create_evaluate(
+    model: VisionTransformer, loader: Loader, input_spec: InputSpec, class_names: tuple[str, ...]
+) -> Callable[[], Evaluation | None]:
+    """Returns a function that measures `model` on validation images; None if not one of them can be read."""
+    predict = create_predict_function(model, input_spec)
+
+    def evaluate() -> Evaluation | None:
+        logits, labels, _ = collect_logits(predict, loader.epoch(0))
+        if not len(labels):
+            return None
+        metrics = compute_metrics(logits, labels, class_names)
+        name, headline = get_headline(metrics)
+        values = {
+            "loss": metrics["loss"],
+            "accuracy": metrics.get("accuracy", metrics.get("label_accuracy")),
+            name: headline,
+        }
+        return Evaluation((headline, -metrics["loss"]), values)
+
+    return evaluate
+
+
+def _keep_both(
+    average: VisionTransformer, history: History, recipe: Recipe, spec: ModelSpec, folder: Path, reporter: Reporter
+) -> None:
+    """Saves the weights that scored best in validation and the last ones; the run's own are put into `average`."""
+    best, last = history.best_weights, average.get_weights()
+    is_best_kept = recipe.patience_epochs is not None
+    row = history.rows[history.best_row or 0]
+    reporter.note(
+        f"Best     validation at epoch {row['epoch']}, accuracy {row['val_accuracy']:.2%}: "
+        + ("model.keras; the last weights are last.keras" if is_best_kept else "best.keras; the last are model.keras")
+    )
+    average.set_weights(last if is_best_kept else best)
+    _save_model(average, spec, folder / ("last.keras" if is_best_kept else "best.keras"))
+    average.set_weights(best if is_best_kept else last)
+
+
+def _choose_examples(is_right: np.ndarray, certainty: np.ndarray, count: int = 24) -> np.ndarray:
     """Returns indices for a picture: the surest mistakes first (at most half), then examples spread over the rest."""
-    sure = softmax(logits).max(axis=1)
-    wrong = np.flatnonzero(logits.argmax(axis=1) != labels)
-    wrong = wrong[np.argsort(-sure[wrong], kind="stable")][: count // 2]
-    right = np.flatnonzero(logits.argmax(axis=1) == labels)
+    wrong, right = np.flatnonzero(~is_right), np.flatnonzero(is_right)
+    wrong = wrong[np.argsort(-certainty[wrong], kind="stable")][: count // 2]
     spread = np.unique(np.linspace(0, len(right) - 1, min(count - len(wrong), len(right))).astype(int))
     return np.concatenate([wrong, right[spread]])
 
 
 def _draw_run(folder: Path, history: History, dataset: Dataset, spec: ModelSpec) -> None:
     if history.rows:
-        columns = {key: [row[key] for row in history.rows] for key in history.rows[0]}
+        names = dict.fromkeys(key for row in history.rows for key in row)
+        columns = {name: [row.get(name) for row in history.rows] for name in names}
         draw_curves(columns, folder / "curves.png")
     images = dataset.splits["test" if "test" in dataset.splits else "train"]
     config = spec.config
@@ -355,6 +435,9 @@ def _say_plan(
     if dataset.broken:
         name, reason = next(iter(dataset.broken.items()))
         reporter.warn(f"{len(dataset.broken)} images cannot be read and are left out, such as {name}: {reason}")
+    for finding in inspect_fast(dataset).findings:
+        if finding.severity != "note" and finding.kind != "unreadable":
+            reporter.warn(finding.summary())
     height, width = spec.config.image_size
     reporter.note(
         f"Model    {spec.name}: {count_parameters(spec.config) / 1e6:.2f}M parameters, {height}x{width} pixels, "
@@ -387,6 +470,7 @@ def _config(
             "root": _root(dataset),
             "fingerprint": dataset.fingerprint,
             "class_names": list(dataset.class_names),
+            "is_multi_label": dataset.is_multi_label,
             "num_images": {split: len(images) for split, images in dataset.splits.items()},
             "split": split,
             "notes": dataset.notes,
@@ -427,14 +511,11 @@ def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
 def _readme(path: Path, config: Mapping[str, Any], metrics: Mapping[str, Any], history: History) -> str:
     """Returns what the folder says about itself."""
     lines = [f"# {path.name}", ""]
+    answers = "labels" if config["data"]["is_multi_label"] else "confusion"
     for split in ("test", "val"):
         if split in metrics:
-            low, high = metrics[split]["accuracy_interval"]
-            lines += [
-                f"{split} accuracy **{metrics[split]['accuracy']:.2%}** on {metrics[split]['num_examples']} images "
-                f"(95% interval {low:.2%} to {high:.2%}).",
-                "",
-            ]
+            name, value = get_headline(metrics[split])
+            lines += [f"{split} {name.replace('_', ' ')} **{value:.2%}**: {summarize_metrics(metrics[split])}.", ""]
     lines += [
         f"{config['model']['name']} on {config['data']['name']} ({len(config['data']['class_names'])} classes), "
         f"{metrics['num_images_seen']:,} images seen in {history.seconds:.0f} s, seed {config['seed']}"
@@ -445,7 +526,7 @@ def _readme(path: Path, config: Mapping[str, Any], metrics: Mapping[str, Any], h
         "- `model.keras`: weights and architecture; load with `vitreous.load_run(PATH).load_model()`",
         "- `config.toml`: every option, the classes, the data's fingerprint, versions",
         "- `history.csv`, `curves.png`: training as it went",
-        "- `metrics.json`, `confusion.png`, `predictions.png`: measured on `model.keras` as read back from this folder",
+        f"- `metrics.json`, `{answers}.png`, `predictions.png`: measured on `model.keras`, read back from this folder",
         "- `patches.png`: an image as the model sees it",
         "",
         f"Classify images: `vitreous predict {shlex.quote(path.name)} IMAGE...` in the folder above.",

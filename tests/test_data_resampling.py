@@ -1,0 +1,81 @@
+import threading
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_data_jpeg import photograph
+
+from vitreous.data import resampling
+from vitreous.data.resampling import flip_columns, resize_box
+from vitreous.spec import InputSpec
+
+FILTERS = ["nearest", "bilinear", "bicubic", "lanczos"]
+
+
+def by_pillow(image, box, spec):
+    pillow = Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image).crop(box)
+    filtered = pillow.resize(spec.image_size[::-1], Image.Resampling[spec.interpolation.upper()])
+    return np.asarray(filtered).astype(int).reshape(*spec.image_size, -1)
+
+
+@pytest.mark.parametrize("interpolation", FILTERS)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_equal_to_pillow(interpolation, channels):
+    options = {"num_channels": channels, "mean": (0.5,) * channels, "std": (0.5,) * channels}
+    rng = np.random.default_rng(0)
+    for case in range(60):
+        height, width = rng.integers(80, 400, 2).tolist()
+        image = photograph(height, width, seed=case)[:, :, :channels]
+        left, top = int(rng.integers(0, width - 50)), int(rng.integers(0, height - 50))
+        box = (left, top, int(rng.integers(left + 50, width + 1)), int(rng.integers(top + 50, height + 1)))
+        spec = InputSpec(image_size=(96, 128), interpolation=interpolation, **options)
+        result = resize_box(image, box, spec)
+        assert result.shape == (96, 128, channels) and result.dtype == np.uint8
+        differences = np.abs(result - by_pillow(image, box, spec))
+        assert differences.max() <= 2 and (differences > 1).mean() < 1e-3 and (differences > 0).mean() < 0.05
+
+
+def test_noise_and_specks_to_two_levels():
+    rng = np.random.default_rng(0)
+    spec = InputSpec(image_size=64)
+    for case in range(100):
+        height, width = rng.integers(1, 200 if case % 2 else 9, 2).tolist()
+        noise = rng.integers(0, 256, (height, width, 3), dtype="uint8")
+        box = (0, 0, width, height)
+        assert np.abs(resize_box(noise, box, spec) - by_pillow(noise, box, spec)).max() <= 2, case
+
+
+def test_without_kernels_pillow_does_it(monkeypatch):
+    image, spec = photograph(), InputSpec(image_size=40)
+    monkeypatch.setattr(resampling, "_kernels", lambda: None)
+    box = (5, 7, 90, 80)
+    assert np.array_equal(resize_box(image, box, spec), by_pillow(image, box, spec))
+
+
+def test_nothing_to_resize():
+    image = photograph()
+    assert np.array_equal(resize_box(image, (3, 4, 43, 44), InputSpec(image_size=40)), image[4:44, 3:43])
+
+
+def test_threads_do_not_disturb_each_other():
+    image, spec = photograph(300, 400), InputSpec(image_size=224)
+    boxes = [(i, i, 200 + i, 150 + 2 * i) for i in range(40)]
+    expected = [resize_box(image, box, spec) for box in boxes]
+    results = {}
+
+    def work(name):
+        results[name] = [resize_box(image, box, spec) for box in boxes]
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for name in range(4):
+        assert all(np.array_equal(one, other) for one, other in zip(results[name], expected, strict=True))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_flip(channels):
+    image = photograph()[:, :, :channels]
+    assert np.array_equal(flip_columns(image), image[:, ::-1])

@@ -1,0 +1,95 @@
+"""Masked autoencoding, on whatever backend Keras runs on."""
+
+import keras
+import numpy as np
+import pytest
+from layer_harness import to_numpy
+
+from vitreous.data import Batch
+from vitreous.errors import ConfigError
+from vitreous.model import VisionTransformer
+from vitreous.spec import InputSpec, ViTConfig
+from vitreous.training.masked import MaskedAutoencoder, reconstruction_loss
+from vitreous.training.optimizer import Optimizer
+from vitreous.training.recipe import OptimizerConfig
+from vitreous.training.step import create_step
+
+
+def create(mask_rate=0.75, **changes):
+    config = {"patch_size": 4, "projection_dim": 16, "num_blocks": 2, "num_heads": 2, "num_classes": 0, **changes}
+    encoder = VisionTransformer(ViTConfig(image_size=16, **config))
+    return MaskedAutoencoder(encoder, mask_rate=mask_rate, decoder_dim=64, num_decoder_blocks=1)
+
+
+def draw(count=3, seed=0):
+    return np.random.default_rng(seed).standard_normal((count, 16, 16, 3)).astype("float32")
+
+
+def cut(images):
+    """(B, 16, 16, 3) to patches (B, 16, 48)."""
+    return images.reshape(-1, 4, 4, 4, 4, 3).transpose(0, 1, 3, 2, 4, 5).reshape(-1, 16, 48)
+
+
+def test_the_error_is_that_of_the_hidden_patches():
+    model, images = create(), draw()
+    seen, _ = map(to_numpy, model.reconstruct(images))
+    is_hidden = (cut(seen) == 0).all(axis=2)
+    assert is_hidden.sum(axis=1).tolist() == [12, 12, 12]  # of 16 patches
+    assert len({tuple(row) for row in is_hidden}) > 1  # each image hides others
+    np.testing.assert_allclose(cut(seen)[~is_hidden], cut(images)[~is_hidden], atol=1e-6)
+    model.decoder_pixels.kernel.assign(np.zeros((64, 48)))
+    bias = np.linspace(-1, 1, 48)
+    model.decoder_pixels.bias.assign(bias)
+    patches = cut(images).astype("float64")
+    wanted = (patches - patches.mean(axis=2, keepdims=True)) / np.sqrt(patches.var(axis=2, keepdims=True) + 1e-6)
+    errors = ((wanted - bias) ** 2).mean(axis=2)
+    expected = (errors * is_hidden).sum(axis=1) / 12
+    np.testing.assert_allclose(to_numpy(model(images)), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"rope": "dinov3", "num_registers": 2}, {"stem": "convolution"}, {"stem": "shifted"}]
+)
+def test_hidden_pixels_are_not_seen(changes):
+    """What is predicted does not depend on what is hidden, with any stem."""
+    model, images = create(**changes), draw()
+    seen, _ = map(to_numpy, model.reconstruct(images))
+    other = np.where(seen == 0, draw(seed=1), images)
+    first, second = (to_numpy(model._predict(x, False)[1]) for x in (images, other))
+    np.testing.assert_allclose(first, second, atol=1e-5)
+    visible = np.where(seen == 0, images, draw(seed=1))
+    assert np.abs(to_numpy(model._predict(visible, False)[1]) - first).max() > 1e-3
+
+
+def test_other_patches_are_hidden_at_each_call_in_training():
+    model, images = create(), draw()
+    first, second = (to_numpy(model(images, training=True)) for _ in range(2))
+    assert np.abs(first - second).max() > 1e-4
+    first, second = (to_numpy(model(images)) for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+
+
+def test_learns_to_fill_in():
+    """Images of one colour gradient each: a few patches tell the others."""
+    keras.utils.set_random_seed(0)
+    model, average = create(), create()
+    spec = InputSpec(image_size=16)
+    config = OptimizerConfig(weight_decay=0.0)
+    optimizer = Optimizer(model.trainable_variables, config, num_blocks=2)
+    step = create_step(model, average, optimizer, input_spec=spec, loss=reconstruction_loss)
+    rng = np.random.default_rng(0)
+    ramp = np.linspace(0, 255, 16)
+    losses = []
+    for _ in range(80):
+        upright = rng.random((32, 1, 1, 1)) < 0.5
+        images = np.where(upright, ramp[None, :, None, None], ramp[None, None, :, None]) * np.ones((1, 16, 16, 3))
+        batch = Batch(images.astype("uint8"), np.full(32, -1, "int32"), np.ones(32, bool), np.arange(32))
+        losses.append(float(step(batch, learning_rate=5e-3, decay=0.9)[0]))
+    assert losses[0] > 0.9 and np.mean(losses[-5:]) < 0.2
+
+
+def test_refuses_what_cannot_be_masked():
+    with pytest.raises(ConfigError, match=r"Received: patch_size=\(4, 4\), patch_strides=\(2, 2\)"):
+        create(patch_strides=2)
+    with pytest.raises(ConfigError, match=r"num_patches=16, mask_rate=0\.99"):
+        create(mask_rate=0.99)
