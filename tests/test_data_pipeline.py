@@ -260,7 +260,7 @@ def test_large_jpegs_are_decoded_small_for_training_only(tmp_path):
         loader = Loader(images, SPEC, batch_size=1, augment=augment, num_workers=0)
         (batch,) = loader.epoch(0)
         assert np.abs(batch.images.astype(int) - (10, 200, 90)).max() <= 3
-        sizes[augment and augment.has_crop] = (loader._min_size, loader._cache[0].shape)
+        sizes[augment and augment.has_crop] = (loader._min_size, loader._cache.get(0).shape)
     assert sizes == {True: (24, (75, 100, 3)), False: (24, (75, 100, 3)), None: (None, (12, 12, 3))}
 
 

@@ -40,6 +40,7 @@ FILES = {
     "confusion.png",
     "predictions.png",
     "patches.png",
+    "augmented.png",
     "README.md",
 }
 
@@ -156,7 +157,7 @@ def test_broken_files_are_left_out_and_named(folder, tmp_path):
         def warn(self, text):
             said.append(text)
 
-    run = vitreous.train(root, out=tmp_path / "run", epochs=1, reporter=Listener(), **SMALL)
+    run = vitreous.train(root, out=tmp_path / "run", epochs=1, reporter=Listener(), max_bad=0.1, **SMALL)
     assert set(run.metrics["broken_files"]) == {"red/truncated.png", "red/text.png"}
     assert any("2 broken images were left out" in text for text in said)
 
