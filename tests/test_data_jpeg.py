@@ -99,6 +99,12 @@ def test_doubtful_metadata_is_left_to_pillow(payload):
     assert np.array_equal(decode_image(data), np.rot90(by_pillow(data), -1) if turned else by_pillow(data))
 
 
+def test_xmp_that_asks_for_nothing():
+    data = encode(photograph())
+    for text in (b'tiff:Orientation="1"', b"<tiff:Orientation>1</tiff:Orientation>", b"no word of it"):
+        assert decode_plain_jpeg(with_segment(data, 0xE1, b"http://ns.adobe.com/xap/1.0/\0" + text)) is not None
+
+
 def test_what_is_not_plain_is_left_to_pillow():
     stream = io.BytesIO()
     Image.new("CMYK", (16, 16), (0, 255, 255, 0)).save(stream, "jpeg")

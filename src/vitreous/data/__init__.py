@@ -9,6 +9,7 @@ from vitreous.data.pipeline import Batch, Loader
 from vitreous.data.sources import BUILT_IN, list_image_files, load_dataset
 from vitreous.data.splits import stratified_split
 from vitreous.data.stores import ArrayStore, FolderStore, Store
+from vitreous.data.stream import BatchStream
 from vitreous.data.transforms import augment_image, example_generator
 from vitreous.spec import AugmentConfig
 
@@ -18,6 +19,7 @@ __all__ = [
     "ArrayStore",
     "AugmentConfig",
     "Batch",
+    "BatchStream",
     "Dataset",
     "Example",
     "FolderStore",
