@@ -91,6 +91,7 @@ def test_exif(order):
         b'http://ns.adobe.com/xap/1.0/\0<x tiff:Orientation="6"/>',
     ],
 )
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 def test_doubtful_metadata_is_left_to_pillow(payload):
     data = with_segment(encode(photograph()), 0xE1, payload)
     assert decode_plain_jpeg(data) is None

@@ -386,12 +386,12 @@ class Loader:
         """Returns an array for the images of a batch: one that nobody uses any more, since new memory costs more time
         than a copy (its pages are made one by one). Whoever still sees the pixels of a batch holds a reference to it.
         """
-        for buffer in self._buffers:
-            if sys.getrefcount(buffer) <= 3:  # the list, `buffer`, and the argument
-                return buffer
+        for place in range(len(self._buffers)):
+            if _count_references(self._buffers, place) <= _UNUSED:
+                return self._buffers[place]
         shape = (self.local_batch_size, *self.input_spec.image_size, self.input_spec.num_channels)
         buffer = np.empty(shape, "uint8")
-        if len(self._buffers) < _MAX_BUFFERS:
+        if len(self._buffers) < _MAX_BUFFERS and _CAN_COUNT:
             self._buffers.append(buffer)
         return buffer
 
@@ -471,6 +471,14 @@ class Loader:
         if cache is not None:
             cache.put(index, image)
         return image
+
+
+def _count_references(arrays: list[np.ndarray], place: int) -> int:
+    return sys.getrefcount(arrays[place])
+
+
+_UNUSED = _count_references([np.empty(0)], 0)  # references to an array that only the list knows
+_CAN_COUNT = getattr(sys, "_is_gil_enabled", lambda: True)()  # without the lock, counts lag behind
 
 
 @dataclass(frozen=True, eq=False)
