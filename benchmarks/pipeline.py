@@ -310,10 +310,8 @@ def main():
         memory = measure_memory(list_images(arguments.photos, 250), 224, arguments.epochs)
     cases = [("photographs to 224", arguments.photos, arguments.num_photos, 224)]
     cases.append(("small images to 32", arguments.small, arguments.num_small, 32))
-    say("Images/s, and in brackets the CPU time of an image in microseconds, which other programs disturb less. The")
-    say(
-        "last two columns are ours against the best peer and against decoding, by the clock and in brackets by CPU time.\n"
-    )
+    say("Images/s, and in brackets the CPU time of an image in microseconds, which other programs disturb less.")
+    say("The last two columns: ours against the best peer and against decoding, by the clock and by CPU time.\n")
     say(f"| median of {arguments.rounds} | workers | {' | '.join(ways)} | best peer | of decode |")
     say("|---|---|" + "---|" * len(ways) + "---|---|")
     for case, folder, count, size in cases:
