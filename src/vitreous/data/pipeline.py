@@ -8,6 +8,7 @@ import contextlib
 import math
 import os
 import shutil
+import sys
 import tempfile
 import threading
 from collections import deque
@@ -34,6 +35,7 @@ _MAX_WORKERS = 8
 _MIN_CHUNK = 8  # images; less, and handing work to a thread costs as much as the work
 _SMALL_PIXELS = 64 * 64  # up to here an image is made so fast that threads only fight over the interpreter's lock
 _SMALL_FILE_BYTES = 16_384
+_MAX_BUFFERS = 16  # batches whose memory is used again
 _MAX_NAMED = 20  # unreadable images that an error lists
 
 
@@ -212,6 +214,7 @@ class Loader:
         self._cache: DecodeCache | None = None
         self._lock = threading.Lock()
         self._num_told = 0
+        self._buffers: list[np.ndarray] = []
 
     def _choose_num_workers(self) -> int:
         height, width = self.input_spec.image_size
@@ -374,11 +377,23 @@ class Loader:
         if self.has_mixing and self.augment is not None:
             generator = example_generator(self.seed, plan.epoch, number, MIXING)
             mix = draw_mix(self.augment, self.input_spec.image_size, generator)
-        shape = (size, *self.input_spec.image_size, self.input_spec.num_channels)
-        batch = Batch(np.zeros(shape, "uint8"), labels, np.zeros(size, bool), indices)
+        batch = Batch(self._take_buffer(), labels, np.zeros(size, bool), indices)
         for row, index in enumerate(chosen.tolist()):
             self._set_label(batch, row, index)
         return _Work(batch, plan.epoch, draws, mix)
+
+    def _take_buffer(self) -> np.ndarray:
+        """Returns an array for the images of a batch: one that nobody uses any more, since new memory costs more time
+        than a copy (its pages are made one by one). Whoever still sees the pixels of a batch holds a reference to it.
+        """
+        for place in range(len(self._buffers)):
+            if _count_references(self._buffers, place) <= _UNUSED:
+                return self._buffers[place]
+        shape = (self.local_batch_size, *self.input_spec.image_size, self.input_spec.num_channels)
+        buffer = np.empty(shape, "uint8")
+        if len(self._buffers) < _MAX_BUFFERS and _CAN_COUNT:
+            self._buffers.append(buffer)
+        return buffer
 
     def _set_label(self, batch: Batch, row: int, index: int) -> None:
         label = self.images.labels[index]
@@ -404,8 +419,9 @@ class Loader:
                 image = augment_image(image, self.input_spec, self.augment, generator)
             batch.images[row] = image
             batch.mask[row] = True
+        part = slice(rows.start, rows.stop)
+        batch.images[part][~batch.mask[part]] = 0
         if work.mix is not None:
-            part = slice(rows.start, rows.stop)
             mix_pairs(batch.images[part], batch.labels[part], batch.mask[part], work.mix)
 
     def _replace(self, work: "_Work", row: int, index: int) -> np.ndarray:
@@ -455,6 +471,14 @@ class Loader:
         if cache is not None:
             cache.put(index, image)
         return image
+
+
+def _count_references(arrays: list[np.ndarray], place: int) -> int:
+    return sys.getrefcount(arrays[place])
+
+
+_UNUSED = _count_references([np.empty(0)], 0)  # references to an array that only the list knows
+_CAN_COUNT = getattr(sys, "_is_gil_enabled", lambda: True)()  # without the lock, counts lag behind
 
 
 @dataclass(frozen=True, eq=False)
