@@ -172,6 +172,48 @@ def test_recipes(call):
     assert out.splitlines()[0].startswith("digits")
 
 
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    """24 images of two colours in a table with columns of unusual names."""
+    root = tmp_path_factory.mktemp("table")
+    lines = ["photo;colour;camera"]
+    for i in range(24):
+        pixels = np.full((8, 8, 3), 20, "uint8")
+        pixels[..., i % 2] += np.uint8(100 + i)
+        Image.fromarray(pixels).save(root / f"{i}.png")
+        lines.append(f"{i}.png;{('red', 'green')[i % 2]};c{i // 2}")
+    (root / "colours.csv").write_text("\n".join(lines))
+    return root / "colours.csv"
+
+
+def test_a_table_from_training_to_prediction(call, table, tmp_path):
+    small = ["--model", "vit_pico_patch4_32", "--image-size", "8", "--epochs", 1, "--batch-size", 8]
+    columns = ["--label-column", "colour", "--group-column", "camera"]
+    out = tmp_path / "folds"
+    code, text, err = call("train", table, *small, *columns, "--folds", 2, "--out", out)
+    assert code == 0, err
+    assert "Fold     2 of 2" in text and "images: column photo" in text
+    assert "Test     accuracy" in text and " ± " in text and f"Look at  {out}/README.md" in text
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["test"]["num_examples"] == 24 and len(metrics["test"]["accuracy"]["values"]) == 2
+    measured = json.loads(call("evaluate", out / "fold-2", "--json")[1])
+    assert measured["accuracy"] == metrics["test"]["accuracy"]["values"][1] and measured["split"] == "test"
+    other = table.with_name("other.csv")
+    other.write_text("image,truth\n0.png,red\n1.png,green\n")
+    measured = json.loads(call("evaluate", out / "fold-2", other, "--json", "--label-column", "truth")[1])
+    assert measured["num_examples"] == 2
+    fails(call("evaluate", out / "fold-2", other), "Expected a column 'colour' for the labels")
+    _, text, _ = call("predict", out / "fold-1", table, "--csv")
+    assert [line.split(",")[0] for line in text.splitlines()[1:]] == [f"{i}.png" for i in range(24)]
+    other.write_text("x,y\n0.png,1.png\n")
+    fails(call("predict", out / "fold-1", other), "Name it with image_column (--image-column)")
+    assert call("predict", out / "fold-1", other, "--image-column", "y")[1].startswith("1.png: ")
+    fails(call("train", table, *small, *columns, "--folds", 2, "--out", out), "fold-1, which exists")
+    fails(call("train", table, "--out", tmp_path / "x"), "which column holds the labels")
+    fails(call("train", "digits", "--folds", 3, "--out", tmp_path / "x"), "Expected data that is not split")
+    fails(call("train", table, *columns, "--folds", 3, "--fold", 4, "--out", tmp_path / "x"), "a fold from 1 to 3")
+
+
 def test_wrong_input_is_one_line(call, digits_run, tmp_path, image):
     empty, single, images = tmp_path / "empty", tmp_path / "single", tmp_path / "images"
     empty.mkdir()

@@ -343,8 +343,11 @@ def test_equal_sources_give_equal_pixels(tmp_path):
         *(folder, tmp_path / "t.csv", tmp_path / "t.parquet", write_zip(tmp_path / "t.zip", files)),
         *(write_tar(tmp_path / "t.tar", files), write_tar(tmp_path / "s.tar", shard)),
     ]
+    datasets = pytest.importorskip("datasets")
+    saved = datasets.Dataset.from_dict({"image": [{"bytes": each, "path": None} for each in data], "label": labels})
+    saved.cast_column("image", datasets.Image()).save_to_disk(tmp_path / "saved")
     found = []
-    for source in sources:
+    for source in (*sources, tmp_path / "saved"):
         contents = load_evaluation_images(source, ("a", "b"), split="all").images
         found.append(sorted((value_of(example), example.label, example.image.tobytes()) for example in contents))
     assert len(found[0]) == 24

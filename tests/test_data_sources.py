@@ -289,7 +289,8 @@ def test_missing_paths(tmp_path, monkeypatch):
     with pytest.raises(MissingPathError) as caught:
         load_dataset("digit")
     assert str(caught.value) == (
-        "Cannot load the data set digit. Expected a folder, or a built-in name: digits. "
+        "Cannot load the data set digit. Expected a folder, a file, or a built-in name: "
+        "digits, cifar10, cifar100, mnist, fashion_mnist. "
         "Received: data='digit', which does not exist. Did you mean digits?"
     )
     with pytest.raises(MissingPathError, match=r"Received: data='/no/where', which does not exist\. Check the path\."):

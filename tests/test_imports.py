@@ -76,6 +76,16 @@ print(json.dumps(dict(heavy={LOADED}, same=vitreous.VitreousError is vitreous.er
     assert run(code) == {"heavy": [], "same": True}
 
 
+def test_data_needs_none_of_the_readers():
+    code = """
+import json, sys
+import vitreous.data
+readers = {"keras", "jax", "torch", "PIL", "sklearn", "pyarrow", "datasets", "fsspec", "s3fs", "pandas"}
+print(json.dumps(sorted(set(sys.modules) & readers)))
+"""
+    assert run(code) == []
+
+
 def test_figures_need_neither_keras_nor_pyplot():
     code = """
 import json, sys

@@ -131,7 +131,9 @@ def train(
 
     Args:
         data: Folder with one folder a class, with or without train/ and val/ or test/ above them; a zip or tar of such
-            a folder; a table (.csv, .tsv, .jsonl, .parquet); WebDataset shards; or a built-in name: digits.
+            a folder; a table (.csv, .tsv, .jsonl, .parquet); WebDataset shards; the URL of one of these; or a
+            built-in name:
+            digits, cifar10, cifar100, mnist, fashion_mnist.
         out: Folder of the run. Default: the first free runs/DATA-N.
         recipe: Name of a recipe, or a TOML file. Default: chosen from the data.
         pretrained: Weights to start from: timm/NAME.TAG, hf:OWNER/NAME, or a local file or folder.

@@ -180,6 +180,7 @@ def evaluate(
         made_by={**record["split"], **{name: value for name, value in changes.items() if value is not None}},
         trained_on=record["fingerprint"],
         trained_at=record["root"],
+        is_multi_label=run.is_multi_label,
     )
     loader = Loader(found.images, run.input_spec, batch_size=min(_BATCH, len(found.images)), cache_bytes=0)
     infer = create_predict_function(run.load_model(), run.input_spec)

@@ -102,7 +102,7 @@ def _decompress(opener: Any, source: Path, target: Path) -> None:
 def tree_of_tar(index: TarIndex, source: str | Path) -> ListedTree:
     """Returns the files of a tar as a tree."""
     store = SpanStore([index.path], np.zeros(len(index.names), int), index.offsets, index.sizes)
-    return ListedTree(f"the archive {source}", str(source), index.names, index.sizes, store, index.notes)
+    return ListedTree(f"the archive {source}", str(source), index.names, index.sizes, store, notes=index.notes)
 
 
 def tree_of_zip(path: Path, source: str | Path) -> ListedTree:

@@ -26,6 +26,8 @@ class Tree(Protocol):
     """What to call the tree in errors, such as `"the folder photos"`."""
     root: str
     """Where it lies."""
+    notes: list[str]
+    """Facts worth printing."""
 
     def entries(self, prefix: str) -> tuple[list[str], list[tuple[str, int]]]:
         """Returns the folders, and the files with their bytes, sorted, without hidden ones; nothing if it is none."""
@@ -50,6 +52,7 @@ class FolderTree:
     def __init__(self, root: str | Path):
         self.root = str(root)
         self.what = f"the folder {root}"
+        self.notes: list[str] = []
 
     def entries(self, prefix: str) -> tuple[list[str], list[tuple[str, int]]]:
         """Returns the folders and files in a folder."""
@@ -68,7 +71,7 @@ class FolderTree:
 class ListedTree:
     """Files known by a list of their names.
 
-    A single folder that everything else lies in is taken for the root, as archives often have one.
+    Where everything else lies in a single folder, as in many archives, that folder is taken for the root.
 
     Args:
         what: What to call it in errors.
@@ -77,10 +80,19 @@ class ListedTree:
         sizes: Bytes of each file.
         store: What reads them.
         notes: Facts worth printing.
+        keeps_root: Whether the root stays the root, whatever lies in it.
     """
 
     def __init__(
-        self, what: str, root: str, names: Sequence[str], sizes: Sequence[int], store: Store, notes: Iterable[str] = ()
+        self,
+        what: str,
+        root: str,
+        names: Sequence[str],
+        sizes: Sequence[int],
+        store: Store,
+        *,
+        notes: Iterable[str] = (),
+        keeps_root: bool = False,
     ):
         self.what, self.root, self.store = what, root, store
         self.notes = list(notes)
@@ -97,7 +109,7 @@ class ListedTree:
             parent, slash, name = prefix[:-1].rpartition("/")
             self._folders[parent + slash].add(name)
         self.top = ""
-        while not self._files.get(self.top) and len(self._folders[self.top]) == 1:
+        while not keeps_root and not self._files.get(self.top) and len(self._folders[self.top]) == 1:
             (only,) = self._folders[self.top]
             if not self._folders[f"{self.top}{only}/"] or only.lower() in SPLIT_NAMES:
                 break
@@ -248,7 +260,7 @@ class _FolderReader:
     def __init__(self, tree: Tree, min_classes: int):
         self.tree = tree
         self.min_classes = min_classes
-        self.notes: list[str] = []
+        self.notes = list(tree.notes)
         self.num_loose_images = 0
         self.other_suffixes: Counter[str] = Counter()
 

@@ -49,7 +49,8 @@ def expand_braces(pattern: str) -> list[str]:
 def is_pattern(data: str | Path) -> bool:
     """Whether the name of a source stands for several files."""
     text = str(data)
-    return bool(_RANGE.search(text) or _LIST.search(text) or set("*?") & set(text)) and not os.path.exists(text)
+    signs = "*" if "://" in text else "*?"  # in a URL, the question mark begins a query
+    return bool(_RANGE.search(text) or _LIST.search(text) or set(signs) & set(text)) and not os.path.exists(text)
 
 
 def match_files(pattern: str) -> list[Path]:

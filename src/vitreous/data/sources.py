@@ -6,7 +6,7 @@ No pixels are read but those of headers.
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,13 @@ from vitreous.data.archives import (
     tree_of_zip,
 )
 from vitreous.data.built_in import BUILT_IN, is_built_in, load_built_in
-from vitreous.data.columns import Rows
+from vitreous.data.columns import Rows, is_image_path
 from vitreous.data.contents import Contents, join_images, members_of, shorten, source_error
-from vitreous.data.folders import LAYOUT, ListedTree, Tree, folder_error, is_image_name, read_folder, walk_files
+from vitreous.data.folders import LAYOUT, FolderTree, Tree, folder_error, is_image_name, read_folder, walk_files
+from vitreous.data.huggingface import is_saved_dataset, read_saved_dataset
 from vitreous.data.image_set import Dataset, ImageSet
-from vitreous.data.shards import is_pattern, is_shard, match_files, read_shards, shards_in
+from vitreous.data.remote import RemoteStore, fetch, is_remote, list_files, match_urls, tree_of_url
+from vitreous.data.shards import expand_braces, is_pattern, is_shard, match_files, read_shards, shards_in
 from vitreous.data.splits import assign_folds, split_examples
 from vitreous.data.tables import TABLE_SUFFIXES, read_table
 from vitreous.errors import DataError, MissingPathError
@@ -41,6 +43,9 @@ def load_dataset(data: str | Path, *, seed: int = 0, config: DataConfig | None =
     - An archive (.zip, .tar, .tar.gz ...) laid out as such a folder.
     - WebDataset shards: a .tar, a folder of them, or a pattern (`"shard-{000..012}.tar"`), with labels in .cls, .txt or
       .json members.
+    - A folder that `save_to_disk` of Hugging Face's `datasets` left.
+    - The URL (s3://, gs://, https://) of a folder, a table, an archive or shards. The images of a folder or of a table
+      are fetched when they are read, and not checked before.
     - A table (.csv, .tsv, .jsonl, .parquet) with a column of paths, URLs or (Parquet) bytes, a column of labels, one
       label or several, and perhaps a column that says train, val or test. Paths count from the table's folder.
 
@@ -55,7 +60,8 @@ def load_dataset(data: str | Path, *, seed: int = 0, config: DataConfig | None =
 
     Args:
         data: One of the above, or the name of a built-in set: `"digits"` (1797 grey images of 8x8 pixels, 360 of them
-            for test whatever the seed). A folder of that very name is reached as `./digits`.
+            for test whatever the seed); `"cifar10"`, `"cifar100"`, `"mnist"`, `"fashion_mnist"` (fetched by Keras into
+            its cache). A folder of that very name is reached as `./digits`.
         seed: Decides what is drawn.
         config: Columns and splits. Default: `DataConfig()`.
         **changes: Fields of `DataConfig` that differ from `config`.
@@ -102,65 +108,90 @@ def read_source(data: str | Path, config: DataConfig, *, min_classes: int = 2) -
     """
     if is_built_in(data):
         return load_built_in(str(data))
+    source = _open_remote(str(data), config) if is_remote(data) else _open_local(data, config)
+    if isinstance(source, Rows):
+        return source.label(config, min_classes=min_classes)
+    contents = read_folder(source, min_classes=min_classes)
+    contents.name = _name_of(data)
+    return contents
+
+
+def _open_local(data: str | Path, config: DataConfig) -> Tree | Rows:
+    """Returns what lies at a path: images with columns, or a tree of files."""
     if is_pattern(data):
-        return _match_shards(str(data), config).label(config, min_classes=min_classes)
+        _check_are_tars(str(data), paths := match_files(str(data)))
+        return read_shards(paths, config, name=_name_of(data), source=str(data))
     path = Path(data)
     if not path.exists():
         nearest = difflib.get_close_matches(str(data), BUILT_IN, n=1)
         raise MissingPathError(
-            f"Cannot load the data set {data}. Expected a folder, or a built-in name: {', '.join(BUILT_IN)}. "
+            f"Cannot load the data set {data}. Expected a folder, a file, or a built-in name: {', '.join(BUILT_IN)}. "
             f"Received: data={str(data)!r}, which does not exist. "
             + (f"Did you mean {nearest[0]}?" if nearest else "Check the path.")
         )
     if path.is_dir():
+        if is_saved_dataset(path):
+            return read_saved_dataset(path, config)
         if shards := shards_in(path):
-            name = path.resolve().name
-            return read_shards(shards, config, name=name, source=str(path)).label(config, min_classes=min_classes)
-        return read_folder(path, min_classes=min_classes)
+            return read_shards(shards, config, name=_name_of(data), source=str(path))
+        return FolderTree(path)
     if path.suffix.lower() in TABLE_SUFFIXES:
-        return read_table(path, config).label(config, min_classes=min_classes)
+        return read_table(path, config)
     if archive_suffix(path):
-        tree = _open_archive(path, config)
-        if isinstance(tree, Rows):
-            return tree.label(config, min_classes=min_classes)
-        contents = read_folder(tree, min_classes=min_classes)
-        contents.name = _archive_name(path)
-        contents.notes = [*tree.notes, *contents.notes]
-        return contents
+        return _open_archive(path, config, path)
     raise DataError(
         f"Cannot load the data set {data}. Expected a folder, a table ({', '.join(TABLE_SUFFIXES)}) or an archive "
         f"({', '.join(ARCHIVE_SUFFIXES)}). Received: a file of another kind. The layout of a folder is {LAYOUT}."
     )
 
 
-def _match_shards(pattern: str, config: DataConfig) -> Rows:
-    """Returns the examples in the shards that a pattern stands for."""
-    paths = match_files(pattern)
+def _open_remote(url: str, config: DataConfig) -> Tree | Rows:
+    """Returns what lies at a URL. Tables, archives and shards are fetched, images of a folder when they are read."""
+    if is_pattern(url):
+        urls = [found for each in expand_braces(url) for found in match_urls(each)]
+        _check_are_tars(url, list(map(Path, urls)))
+        return read_shards([fetch(each) for each in urls], config, name=_name_of(url), source=url)
+    bare = re.sub(r"[?#].*", "", url)
+    if Path(bare).suffix.lower() in TABLE_SUFFIXES:
+        return read_table(fetch(url), config, root=bare.rpartition("/")[0], source=url)
+    if archive_suffix(bare):
+        return _open_archive(fetch(url), config, url)
+    files = list_files(url)
+    if all(name.endswith(".tar") for name in files):
+        shards = [fetch(f"{url.rstrip('/')}/{name}") for name in sorted(files)]
+        return read_shards(shards, config, name=_name_of(url), source=url)
+    return tree_of_url(url, files)
+
+
+def _check_are_tars(pattern: str, paths: Sequence[Path]) -> None:
     if other := [path.name for path in paths if path.suffix != ".tar"]:
         raise source_error(
             f"the files {pattern}", "tar shards", shorten(other), "Name one file, a folder, or a pattern of .tar files."
         )
-    name = re.sub(r"[-_.]+$", "", re.split(r"[{*?]", Path(pattern).name)[0]) or Path(pattern).resolve().parent.name
-    return read_shards(paths, config, name=name, source=pattern)
 
 
-def _archive_name(path: Path) -> str:
-    return path.name[: -len(archive_suffix(path) or "")]
+def _name_of(data: str | Path) -> str:
+    """Returns what to call the data set at a path."""
+    path = Path(source_path(data))
+    if is_pattern(data):
+        return re.sub(r"[-_.]+$", "", re.split(r"[{*?]", path.name)[0]) or path.parent.name
+    name = path.name or str(path)
+    return name[: -len(archive_suffix(name) or "")] or name if archive_suffix(name) else name
 
 
-def _open_archive(path: Path, config: DataConfig) -> ListedTree | Rows:
+def _open_archive(path: Path, config: DataConfig, source: str | Path) -> Tree | Rows:
     """Returns what an archive holds: a tree, or the examples of a shard."""
     if archive_suffix(path) == ".zip":
-        return tree_of_zip(path, path)
+        return tree_of_zip(path, source)
     index = index_tar(path)
     if is_shard(index):
-        return read_shards([path], config, name=_archive_name(path), source=str(path), indices=[index])
-    return tree_of_tar(index, path)
+        return read_shards([path], config, name=_name_of(source), source=str(source), indices=[index])
+    return tree_of_tar(index, source)
 
 
 def source_path(data: str | Path) -> str | Path:
-    """Returns where a source lies: its whole path."""
-    return Path(data).resolve()
+    """Returns where a source lies: its whole path, or its URL."""
+    return str(data) if is_remote(data) else Path(data).resolve()
 
 
 def make_dataset(data: str | Path, contents: Contents, config: DataConfig, *, seed: int = 0) -> Dataset:
@@ -203,7 +234,7 @@ def make_dataset(data: str | Path, contents: Contents, config: DataConfig, *, se
     notes += _notes_on_classes(splits, contents.class_names)
     return Dataset(
         name=contents.name,
-        root=None if is_built_in(data) else Path(data),
+        root=None if is_built_in(data) else str(data) if is_remote(data) else Path(data),
         class_names=contents.class_names,
         splits={split: splits[split] for split in ("train", "val", "test") if split in splits},
         broken=contents.broken,
@@ -359,14 +390,15 @@ def _images_in(tree: Tree) -> ImageSet:
 def _images_at(path: str | Path, config: DataConfig) -> ImageSet:
     if is_built_in(path):
         return load_built_in(str(path)).all_images()
-    if is_pattern(path):
-        return _match_shards(str(path), config).images()
-    path = Path(path)
-    if path.is_file() and path.suffix.lower() in TABLE_SUFFIXES:
-        return read_table(path, config).images()
-    if path.is_dir() and (shards := shards_in(path)):
-        return read_shards(shards, config, name=path.name, source=str(path)).images()
-    if path.is_file() and archive_suffix(path):
-        tree = _open_archive(path, config)
-        return tree.images() if isinstance(tree, Rows) else _images_in(tree)
-    return ImageSet([str(file) for file in list_image_files([path])])
+    if is_remote(path):
+        if is_image_path(str(path)):
+            return ImageSet([str(path)], store=RemoteStore())
+        source = _open_remote(str(path), config)
+    else:
+        is_listed = is_pattern(path) or archive_suffix(path) or Path(path).suffix.lower() in TABLE_SUFFIXES
+        if not is_listed and not Path(path).is_dir():
+            return ImageSet([str(file) for file in list_image_files([path])])
+        source = _open_local(path, config)
+    if isinstance(source, FolderTree):
+        return ImageSet([str(file) for file in list_image_files([path])])
+    return source.images() if isinstance(source, Rows) else _images_in(source)

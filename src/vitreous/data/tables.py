@@ -14,6 +14,7 @@ from vitreous.data.columns import Rows, find_image_column, hint_groups, is_image
 from vitreous.data.contents import shorten, source_error
 from vitreous.data.images import HEAD_BYTES, check_image_header, is_plain_header
 from vitreous.data.labels import to_text
+from vitreous.data.remote import RemoteStore, is_remote
 from vitreous.data.stores import FolderStore, Store
 from vitreous.errors import ImageError, MissingDependencyError
 from vitreous.spec import DataConfig
@@ -58,10 +59,13 @@ def read_table(path: Path, config: DataConfig, *, root: str | Path | None = None
             keep = [row for row, text in enumerate(texts) if text is not None]
             others = {name: [each[row] for row in keep] for name, each in others.items()}
         names = [text for text in texts if text is not None]
+        is_far = is_remote(str(root)) or any(map(is_remote, names))
         if not names:
             raise source_error(what, "images", f"an empty column {column!r}", "Fill it, or name another one.")
-        store = FolderStore(root)
-        sizes = np.array([_size(os.path.join(root, name)) for name in names])
+        store = RemoteStore(root) if is_far else FolderStore(root)
+        if is_far:
+            notes.append("remote images are fetched in training; a broken one is found when it is read")
+        sizes = np.array([0 if is_far else _size(os.path.join(root, name)) for name in names])
     return Rows(
         what=what,
         name=path.stem,
@@ -220,10 +224,11 @@ class ArrowImages:
 
     def names(self, stem: str) -> list[str]:
         """Returns a name for each image: its path where every image has another one, else the row's number."""
-        paths = self._paths.to_pylist() if self._paths is not None else []
-        if paths and None not in paths and len(set(paths)) == len(paths):
-            return paths
-        return [f"{stem}/{row}" for row in range(len(self))]
+        return names_of_paths(self.paths(), stem, len(self))
+
+    def paths(self) -> list[str | None]:
+        """Returns the path beside each image; nothing where the column has none."""
+        return self._paths.to_pylist() if self._paths is not None else []
 
     def sizes(self) -> np.ndarray:
         """Returns the bytes of each image; 0 where it has none."""
@@ -231,29 +236,42 @@ class ArrowImages:
 
         return pyarrow.compute.fill_null(pyarrow.compute.binary_length(self._bytes), 0).to_numpy()
 
+    def _cell(self, row: int) -> tuple[Any, Any]:
+        """Returns the bytes and the path of one image, as Arrow has them; None for what is not there."""
+        data, path = self._bytes[row], self._paths[row] if self._paths is not None else None
+        return data if data.is_valid else None, path if path is not None and path.is_valid else None
+
     def path(self, row: int, name: str) -> Path | None:
         """Returns the file of an image that is not in the table itself."""
-        if self._bytes[row].is_valid or self._paths is None or not self._paths[row].is_valid:
-            return None
-        return Path(os.path.join(self.root, self._paths[row].as_py()))
+        data, path = self._cell(row)
+        return None if data is not None or path is None else Path(os.path.join(self.root, path.as_py()))
 
     def read(self, row: int, name: str) -> bytes | Path:
         """Returns the bytes of an image, or its file."""
-        if self._bytes[row].is_valid:
-            return self._bytes[row].as_py()
-        path = self.path(row, name)
+        data, path = self._cell(row)
+        if data is not None:
+            return data.as_py()
         if path is None:
             raise ImageError(name, "no bytes in this row")
-        return path
+        return Path(os.path.join(self.root, path.as_py()))
 
     def check(self, row: int, name: str) -> str | None:
         """Returns what is wrong with the first bytes of an image, or None."""
-        if self._bytes[row].is_valid:
-            buffer = self._bytes[row].as_buffer()
-            if is_plain_header(buffer.slice(0, min(HEAD_BYTES, buffer.size)).to_pybytes()):
-                return None
-            return check_image_header(buffer.to_pybytes())
-        return check_image_header(self.read(row, name))
+        data, _ = self._cell(row)
+        if data is None:
+            return check_image_header(self.read(row, name))
+        buffer = data.as_buffer()
+        if is_plain_header(buffer.slice(0, min(HEAD_BYTES, buffer.size)).to_pybytes()):
+            return None
+        return check_image_header(buffer.to_pybytes())
+
+
+def names_of_paths(paths: Sequence[str | None], stem: str, count: int) -> list[str]:
+    """Returns names for `count` images: the paths if there is another one for each, else `STEM/ROW`."""
+    known = [path for path in paths if path]
+    if len(set(known)) == count:
+        return known
+    return [f"{stem}/{row}" for row in range(count)]
 
 
 _READERS: dict[str, Callable[[Path, str], dict[str, Any]]] = {
