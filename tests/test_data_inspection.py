@@ -355,7 +355,7 @@ def test_fix_list_names_file_related_file_and_action(faulty):
         "class": "cat",
         "file": "train/cat/02.png",
         "related_file": "test/cat/leak.png",
-        "suggested_action": "remove from training",
+        "suggested_action": "keep in one split",
         "detail": "train and test",
     }
     conflict = [(row["file"], row["related_file"]) for row in rows if row["finding"] == "label_conflict"]

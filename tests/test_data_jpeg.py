@@ -91,12 +91,19 @@ def test_exif(order):
         b'http://ns.adobe.com/xap/1.0/\0<x tiff:Orientation="6"/>',
     ],
 )
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 def test_doubtful_metadata_is_left_to_pillow(payload):
     data = with_segment(encode(photograph()), 0xE1, payload)
     assert decode_plain_jpeg(data) is None
     stored = Image.open(io.BytesIO(data))
     turned = stored.getexif().get(0x0112, 1) == 6
     assert np.array_equal(decode_image(data), np.rot90(by_pillow(data), -1) if turned else by_pillow(data))
+
+
+def test_xmp_that_asks_for_nothing():
+    data = encode(photograph())
+    for text in (b'tiff:Orientation="1"', b"<tiff:Orientation>1</tiff:Orientation>", b"no word of it"):
+        assert decode_plain_jpeg(with_segment(data, 0xE1, b"http://ns.adobe.com/xap/1.0/\0" + text)) is not None
 
 
 def test_what_is_not_plain_is_left_to_pillow():

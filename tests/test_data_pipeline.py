@@ -260,8 +260,26 @@ def test_large_jpegs_are_decoded_small_for_training_only(tmp_path):
         loader = Loader(images, SPEC, batch_size=1, augment=augment, num_workers=0)
         (batch,) = loader.epoch(0)
         assert np.abs(batch.images.astype(int) - (10, 200, 90)).max() <= 3
-        sizes[augment and augment.has_crop] = (loader._min_size, loader._cache[0].shape)
+        sizes[augment and augment.has_crop] = (loader._min_size, loader._cache.get(0).shape)
     assert sizes == {True: (24, (75, 100, 3)), False: (24, (75, 100, 3)), None: (None, (12, 12, 3))}
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_memory_is_used_again_only_when_nobody_sees_it(num_workers):
+    options = {"batch_size": 4, "augment": AUGMENT, "num_workers": num_workers}
+    expected = [batch.images.copy() for batch in Loader(images_in_memory(300), SPEC, **options).epoch(0)]
+    loader = Loader(images_in_memory(300), SPEC, **options)
+    kept, addresses = [], set()
+    for number, batch in enumerate(loader.epoch(0)):
+        addresses.add(batch.images.ctypes.data)
+        if number % 3 == 0:
+            kept.append((number, batch.images[1:3, ::2]))  # a view of the batch, not the batch
+    for number, view in kept:
+        assert np.array_equal(view, expected[number][1:3, ::2])
+    kept.clear()
+    del view
+    addresses = {batch.images.ctypes.data for batch in loader.epoch(1)}
+    assert len(addresses) <= 16 and len(loader._buffers) <= 16
 
 
 def test_grey_images():

@@ -40,6 +40,7 @@ FILES = {
     "confusion.png",
     "predictions.png",
     "patches.png",
+    "augmented.png",
     "README.md",
 }
 
@@ -156,9 +157,31 @@ def test_broken_files_are_left_out_and_named(folder, tmp_path):
         def warn(self, text):
             said.append(text)
 
-    run = vitreous.train(root, out=tmp_path / "run", epochs=1, reporter=Listener(), **SMALL)
+    run = vitreous.train(root, out=tmp_path / "run", epochs=1, reporter=Listener(), max_bad=0.1, **SMALL)
     assert set(run.metrics["broken_files"]) == {"red/truncated.png", "red/text.png"}
     assert any("2 broken images were left out" in text for text in said)
+    assert run.metrics["num_replaced"] == sum("another image takes its place" in text for text in said)
+
+
+def test_too_many_broken_training_images_stop_the_run(folder, tmp_path):
+    root = tmp_path / "data"
+    for split in ("train", "test"):
+        shutil.copytree(folder, root / split)
+    name = load_dataset(root).splits["train"].names[0]
+    whole = (root / name).read_bytes()
+    (root / name).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match=rf"Expected at most 0\.01 of \d+ images .* Received: 1: {name}"):
+        vitreous.train(root, out=tmp_path / "run", epochs=9, val_fraction=0.1, **SMALL)
+    assert not (tmp_path / "run").exists() and not list(tmp_path.glob(".run*"))
+    said = []
+
+    class Listener(LineReporter):
+        def warn(self, text):
+            said.append(text)
+
+    run = vitreous.train(root, out=tmp_path / "run", epochs=2, max_bad=0.1, reporter=Listener(), **SMALL)
+    assert run.metrics["num_replaced"] in (1, 2) and list(run.metrics["broken_files"]) == [name]
+    assert sum("another image takes its place" in text for text in said) == 1
 
 
 def test_time_budget_ends_on_time_with_the_schedule_done(folder, tmp_path):

@@ -449,6 +449,50 @@ def patches(
     return 0
 
 
+@app.command(name="augment")
+def draw_augmented(
+    data: str,
+    /,
+    *,
+    recipe: str | None = None,
+    image_size: str | None = None,
+    seed: int = 0,
+    out: Path = Path("augmented.png"),
+    augment: Annotated[AugmentOptions | None, Parameter(group=_AUGMENTATION)] = None,
+) -> int:
+    """Draw what training sees: one image in several epochs, and a batch with its targets.
+
+    Args:
+        data: Image file, folder with one folder a class, or a built-in name: digits.
+        recipe: Name of a recipe, or a TOML file. Default: chosen from the data.
+        image_size: Image height and width in pixels: 224, or 192x256. Default: the recipe's.
+        seed: Decides the draws.
+        out: Picture to write: .png, .svg or .pdf.
+        augment: Values that differ from the recipe's.
+    """
+    from vitreous.data import ImageSet, decode_image, load_dataset
+    from vitreous.figures.augmentation import draw_augmentation, first_readable
+    from vitreous.registry import get_spec
+    from vitreous.training.recipe import choose_recipe, load_recipe
+
+    size = _parse_size(image_size, "image-size")
+    name, class_names = "", tuple[str, ...]()
+    if Path(data).is_file():
+        images = ImageSet([Path(data).name], [0], root=Path(data).parent)
+        decode_image(data)  # says what is wrong with it, if anything is
+    else:
+        dataset = load_dataset(data, seed=seed)
+        images, class_names = dataset.splits["train"], dataset.class_names
+        name = dataset.name if dataset.root is None else ""
+    side = min(first_readable(images)[1].shape[:2])
+    base = load_recipe(recipe or choose_recipe(name, side))
+    settled = base.merge({"augment": _changes(augment)})
+    spec = get_spec(settled.model, image_size=size or settled.image_size, num_channels=settled.num_channels)
+    written = draw_augmentation(images, spec.input, settled.augment, out=out, class_names=class_names, seed=seed)
+    print(f"Wrote {written}")
+    return 0
+
+
 @app.command
 def convert(
     source: str,

@@ -98,6 +98,8 @@ def label_findings(
     total, done = sum(map(len, dataset.splits.values())), 0
     answers: dict[bool, list[tuple[str, np.ndarray, np.ndarray, np.ndarray]]] = {True: [], False: []}
     for split, images in dataset.splits.items():
+        if not len(images):
+            continue
         loader = Loader(images, run.input_spec, batch_size=min(_BATCH, len(images)), cache_bytes=0)
         parts = []
         for batch in loader.epoch(0):

@@ -21,6 +21,7 @@ from vitreous.patches import PatchGrid, as_pair
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 ResizeMode = Literal["crop", "squash", "pad"]
+CacheKind = Literal["auto", "memory", "disk", "none"]
 Policy = Literal["none", "trivial", "rand", "three"]
 
 

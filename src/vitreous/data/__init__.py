@@ -10,6 +10,7 @@ from vitreous.data.pipeline import Batch, Loader
 from vitreous.data.sources import list_image_files, load_dataset, load_images
 from vitreous.data.splits import stratified_split
 from vitreous.data.stores import ArrayStore, FolderStore, SpanStore, Store
+from vitreous.data.stream import BatchStream
 from vitreous.data.transforms import augment_image, example_generator
 from vitreous.spec import AugmentConfig, DataConfig
 
@@ -19,6 +20,7 @@ __all__ = [
     "ArrayStore",
     "AugmentConfig",
     "Batch",
+    "BatchStream",
     "DataConfig",
     "Dataset",
     "Example",

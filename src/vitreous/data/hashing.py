@@ -14,7 +14,7 @@ MAX_DISTANCE = 7
 """Largest Hamming distance that `close_pairs` finds completely: see there."""
 
 _BANDS, _BITS = 4, 16
-_CHUNK = 1 << 20
+_CHUNK = 1 << 17
 
 
 def perceptual_hashes(thumbnails: np.ndarray) -> np.ndarray:

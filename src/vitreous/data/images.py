@@ -42,6 +42,7 @@ _PLUGINS = ("Avif", "Bmp", "Gif", "Jpeg", "Jpeg2K", "Png", "Ppm", "Qoi", "Tiff",
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF", "QOI")
 _PILLOW_WARNINGS = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 _ORIENTATION_TAG = 0x0112
+_WHOLE_BYTES = 1 << 26  # files up to here are read in one piece
 
 ImageSource: TypeAlias = "str | Path | bytes | BinaryIO | Image.Image"
 
@@ -90,14 +91,9 @@ def decode_image(
             raise ImageError(name or "<image>", _reason(error)) from error
     if isinstance(source, str | Path):
         name = name or str(source)
-        if not os.path.exists(source):
-            raise MissingPathError(
-                f"Cannot read the image {name}. Expected a file that exists. Received: path={str(source)!r}. "
-                "Check the path."
-            )
     name = name or "<image>"
     try:
-        source = _read_jpeg(source)
+        source = _read_small(source)
         if isinstance(source, bytes) and (pixels := decode_plain_jpeg(source, min_size)) is not None:
             return pixels if num_channels == 3 else to_array(to_pillow(pixels).convert("L"))
         with _open(source) as image:
@@ -105,6 +101,11 @@ def decode_image(
                 image.draft(image.mode, (min_size, min_size))
             return _as_uint8(image, num_channels)
     except Exception as error:
+        if isinstance(error, FileNotFoundError) and isinstance(source, str | Path) and not os.path.exists(source):
+            raise MissingPathError(
+                f"Cannot read the image {name}. Expected a file that exists. Received: path={str(source)!r}. "
+                "Check the path."
+            ) from error
         raise ImageError(name, _reason(error)) from error
 
 
@@ -280,12 +281,13 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
-def _read_jpeg(source: Any) -> Any:
-    """Returns the bytes of a file that begins as a JPEG does; anything else as it is."""
-    if isinstance(source, str | Path) and stat.S_ISREG(os.stat(source).st_mode):
-        with open(source, "rb", buffering=0) as file:
-            if (head := file.read(2)) == b"\xff\xd8":
-                return head + file.readall()
+def _read_small(source: Any) -> Any:
+    """Returns the bytes of a file of ordinary size; anything else as it is."""
+    if isinstance(source, str | Path):
+        status = os.stat(source)
+        if stat.S_ISREG(status.st_mode) and 0 < status.st_size <= _WHOLE_BYTES:
+            with open(source, "rb", buffering=0) as file:
+                return file.readall()
     return source
 
 

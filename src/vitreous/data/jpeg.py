@@ -4,12 +4,14 @@ Both stand on libjpeg-turbo. What is not plain (rotated by EXIF, CMYK, several i
 left to Pillow, so that its rules and its errors hold.
 """
 
+import re
 import struct
 
 import numpy as np
 
 _MAX_PIXELS = 2**26  # beyond, Pillow judges whether it is a decompression bomb
 _FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive; Huffman-coded all
+_XMP_ORIENTATION = re.compile(rb'Orientation(?:="|>)([0-9])')  # as Pillow looks for it
 _WITHOUT_LENGTH = (0x01, *range(0xD0, 0xD8))
 
 
@@ -79,7 +81,7 @@ def _asks_for_more(marker: int, segment: bytes) -> bool:
 def _is_upright(segment: bytes) -> bool:
     """Whether an APP1 segment (EXIF or XMP) certainly asks for no rotation."""
     if not segment.startswith(b"Exif\0\0"):
-        return b"Orientation" not in segment
+        return all(value == b"1" for value in _XMP_ORIENTATION.findall(segment))
     tiff = segment[6:]
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
     if order is None:

@@ -4,28 +4,39 @@ Order and pixels depend on the seed, the epoch and the index of an example, neve
 at batch n sees what an unbroken run would have seen.
 """
 
+import contextlib
 import math
 import os
+import shutil
+import sys
+import tempfile
 import threading
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
+from vitreous.data.decode_cache import MEMORY_BYTES, DecodeCache
 from vitreous.data.image_set import ImageSet
 from vitreous.data.images import resize_image
 from vitreous.data.mixing import Mix, draw_mix, mix_pairs
 from vitreous.data.sampling import count_earlier, draw_balanced, group_by_class, repeat_in_batches
-from vitreous.data.transforms import MIXING, augment_image, example_generator
-from vitreous.errors import ImageError, MissingPathError
-from vitreous.spec import AugmentConfig, InputSpec, check
+from vitreous.data.stores import ArrayStore
+from vitreous.data.stream import BatchStream
+from vitreous.data.transforms import MIXING, REPLACING, augment_image, example_generator
+from vitreous.errors import DataError, ImageError, MissingPathError
+from vitreous.spec import AugmentConfig, CacheKind, InputSpec, check, check_rates, check_types
 
 _MAX_WORKERS = 8
 _MIN_CHUNK = 8  # images; less, and handing work to a thread costs as much as the work
 _SMALL_PIXELS = 64 * 64  # up to here an image is made so fast that threads only fight over the interpreter's lock
 _SMALL_FILE_BYTES = 16_384
+_MAX_BUFFERS = 16  # batches whose memory is used again
+_MAX_NAMED = 20  # unreadable images that an error lists
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +74,18 @@ class Loader:
         seed: Decides order and changes.
         num_workers: Threads that work ahead; 0 makes each batch when it is asked for. Default: 1 for small images,
             else one for each core, up to 8.
-        cache_bytes: Memory for decoded images; the first ones to fit are kept.
+        cache: Where decoded images are kept, so that only the first epoch decodes them: `"memory"`, `"disk"` (a
+            memory-mapped file, removed at the end), `"none"`, or `"auto"`: in memory if all fit, else on disk if there
+            is four times the room, else as many as fit in memory. They are kept as they are decoded (before anything
+            random; resized, where nothing random follows), so that a cache changes no pixel.
+        cache_bytes: Size of the cache; the first images to fit are kept. Default: 1 GiB of memory, half of the free
+            disk.
+        cache_folder: Where the file of the cache lies. Default: the system's folder for temporary files.
+        max_bad_fraction: Share of images that may be unreadable, in [0, 1). Another image, drawn by (seed, epoch,
+            index), then takes the place of each, with its label and its index. Default: any share, and nothing takes
+            their place: their mask is False, as evaluation needs it.
+        report: Called with a line of text for each image that turns out to be unreadable, and if the disk of the cache
+            is full; on the thread that asks for batches.
         process_index: Which part of each batch to make, in a run of several processes, from 0.
         num_processes: How many processes share a batch. Each makes `batch_size / num_processes` rows of it; their
             parts, one after the other, are the batch that a single process makes.
@@ -73,9 +95,11 @@ class Loader:
         local_batch_size: Rows of a batch that this process makes.
         has_targets: Whether labels are float32 (B, K).
         broken: Name of each image that turned out to be unreadable, and why. It grows as images are read.
+        num_replaced: How often another image took the place of an unreadable one.
 
     Raises:
         ConfigError: If a number is out of range, or `drop_last` leaves no batch.
+        DataError: From the batches: if more than `max_bad_fraction` of the images are unreadable; they are named.
 
     Example:
         >>> import numpy as np
@@ -98,12 +122,20 @@ class Loader:
         drop_last: bool = False,
         seed: int = 0,
         num_workers: int | None = None,
-        cache_bytes: int = 1 << 30,
+        cache: CacheKind = "auto",
+        cache_bytes: int | None = None,
+        cache_folder: str | Path | None = None,
+        max_bad_fraction: float | None = None,
+        report: Callable[[str], None] | None = None,
         process_index: int = 0,
         num_processes: int = 1,
     ):
-        numbers = {"batch_size": (batch_size, 1), "num_workers": (num_workers or 0, 0), "cache_bytes": (cache_bytes, 0)}
+        check_types(Loader.__init__, {"cache": cache})
+        check_rates(max_bad_fraction=max_bad_fraction or 0.0)
+        numbers = {"batch_size": (batch_size, 1), "num_workers": (num_workers, 0), "cache_bytes": (cache_bytes, 0)}
         for name, (value, least) in numbers.items():
+            if value is None:
+                continue
             expected = f"{least} or more"
             check(value >= least, f"Cannot use {name}.", expected, f"{name}={value}", f"Pass {expected}.")
         check(
@@ -170,13 +202,19 @@ class Loader:
         self.drop_last = drop_last
         self.seed = seed
         self.num_workers = self._choose_num_workers() if num_workers is None else num_workers
+        self.cache = cache
         self.cache_bytes = cache_bytes
+        self.cache_folder = cache_folder
+        self.max_bad_fraction = max_bad_fraction
+        self.report = report
         self.num_batches = len(images) // batch_size if drop_last else -(-len(images) // batch_size)
         self.broken: dict[str, str] = {}
+        self.num_replaced = 0
         self._min_size = None if augment is None else _smallest_side(input_spec, augment)
-        self._cache: dict[int, np.ndarray] = {}
-        self._cached_bytes = 0
+        self._cache: DecodeCache | None = None
         self._lock = threading.Lock()
+        self._num_told = 0
+        self._buffers: list[np.ndarray] = []
 
     def _choose_num_workers(self) -> int:
         height, width = self.input_spec.image_size
@@ -224,13 +262,58 @@ class Loader:
         )
         return self._batches(epoch, start_batch)
 
+    def stream(self, state: Mapping[str, int] | None = None) -> BatchStream:
+        """Returns batches epoch after epoch, from a place that `BatchStream.state` remembers."""
+        return BatchStream(self, state)
+
+    def close(self) -> None:
+        """Forgets decoded images, and removes their file. The next epoch decodes anew."""
+        if self._cache is not None:
+            self._cache.close()
+            self._cache = None
+
+    def _create_cache(self) -> DecodeCache:
+        sample = self._sample() if self.cache == "auto" else {}
+        kind = self._choose_cache(sample) if self.cache == "auto" else self.cache
+        try:
+            cache = DecodeCache(kind, max_bytes=self.cache_bytes, folder=self.cache_folder)
+        except OSError as error:
+            raise DataError(
+                "Cannot keep decoded images on disk. Expected a folder that can be written. "
+                f"Received: cache_folder={str(self.cache_folder)!r}, {error.strerror or error}. "
+                "Pass another folder, or cache='memory'."
+            ) from error
+        for index, image in sample.items():
+            cache.put(index, image)
+        return cache
+
+    def _sample(self) -> dict[int, np.ndarray]:
+        """Returns some decoded images by index, where their size decides about the cache."""
+        if self.augment is None or self.cache_bytes is not None or isinstance(self.images.store, ArrayStore):
+            return {}
+        sample = {}
+        for index in np.unique(np.linspace(0, len(self.images) - 1, 8).astype(int)).tolist():
+            with contextlib.suppress(ImageError, MissingPathError):  # reading an epoch names them
+                sample[index] = self.images.load(index, self.input_spec.num_channels, min_size=self._min_size)
+        return sample
+
+    def _choose_cache(self, sample: dict[int, np.ndarray]) -> Literal["memory", "disk"]:
+        needed = sum(image.nbytes for image in sample.values()) // max(len(sample), 1) * len(self.images)
+        if needed <= MEMORY_BYTES:
+            return "memory"
+        free = shutil.disk_usage(self.cache_folder or tempfile.gettempdir()).free
+        return "disk" if free >= 4 * needed else "memory"
+
     def _batches(self, epoch: int, start_batch: int) -> Generator[Batch, None, None]:
         plan, stop = self._plan(epoch), threading.Event()
+        if self._cache is None:
+            self._cache = self._create_cache()
         numbers = range(start_batch, self.num_batches)
         if not self.num_workers:
             for number in numbers:
                 work = self._start(plan, number)
                 self._fill(work, range(self.local_batch_size), stop)
+                self._tell()
                 yield work.batch
             return
         size = max(_MIN_CHUNK, -(-self.local_batch_size // self.num_workers))
@@ -246,12 +329,33 @@ class Loader:
                 work = self._start(plan, number)
                 pending.append((work.batch, [pool.submit(self._fill, work, rows, stop) for rows in chunks]))
                 if len(pending) > num_ahead:
-                    yield _finished(*pending.popleft())
+                    yield self._finish(*pending.popleft())
             while pending:
-                yield _finished(*pending.popleft())
+                yield self._finish(*pending.popleft())
         finally:
             stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
+
+    def _finish(self, batch: Batch, futures: "list[Future[None]]") -> Batch:
+        for future in futures:
+            future.result()
+        self._tell()
+        return batch
+
+    def _tell(self) -> None:
+        """Reports what is new since the last batch."""
+        if self.report is None:
+            return
+        for name, reason in list(self.broken.items())[self._num_told :]:
+            self._num_told += 1
+            instead = "left out" if self.max_bad_fraction is None else "another image takes its place"
+            self.report(f"Cannot read {name}: {reason}; {instead}.")
+        if self._cache is not None and self._cache.problem and not self._cache.is_told:
+            self._cache.is_told = True
+            self.report(
+                f"The disk of the decode cache is full ({self._cache.problem}); {len(self._cache)} of "
+                f"{len(self.images)} images are kept, the others are decoded each time."
+            )
 
     def _plan(self, epoch: int) -> "_Plan":
         order = self.order(epoch)
@@ -273,11 +377,23 @@ class Loader:
         if self.has_mixing and self.augment is not None:
             generator = example_generator(self.seed, plan.epoch, number, MIXING)
             mix = draw_mix(self.augment, self.input_spec.image_size, generator)
-        shape = (size, *self.input_spec.image_size, self.input_spec.num_channels)
-        batch = Batch(np.zeros(shape, "uint8"), labels, np.zeros(size, bool), indices)
+        batch = Batch(self._take_buffer(), labels, np.zeros(size, bool), indices)
         for row, index in enumerate(chosen.tolist()):
             self._set_label(batch, row, index)
         return _Work(batch, plan.epoch, draws, mix)
+
+    def _take_buffer(self) -> np.ndarray:
+        """Returns an array for the images of a batch: one that nobody uses any more, since new memory costs more time
+        than a copy (its pages are made one by one). Whoever still sees the pixels of a batch holds a reference to it.
+        """
+        for place in range(len(self._buffers)):
+            if _count_references(self._buffers, place) <= _UNUSED:
+                return self._buffers[place]
+        shape = (self.local_batch_size, *self.input_spec.image_size, self.input_spec.num_channels)
+        buffer = np.empty(shape, "uint8")
+        if len(self._buffers) < _MAX_BUFFERS and _CAN_COUNT:
+            self._buffers.append(buffer)
+        return buffer
 
     def _set_label(self, batch: Batch, row: int, index: int) -> None:
         label = self.images.labels[index]
@@ -294,6 +410,8 @@ class Loader:
             if index < 0 or stop.is_set():
                 break
             image = self._read(index)
+            if image is None and self.max_bad_fraction is not None:
+                image = self._replace(work, row, index)
             if image is None:
                 continue
             if self.augment is not None:
@@ -301,13 +419,42 @@ class Loader:
                 image = augment_image(image, self.input_spec, self.augment, generator)
             batch.images[row] = image
             batch.mask[row] = True
+        part = slice(rows.start, rows.stop)
+        batch.images[part][~batch.mask[part]] = 0
         if work.mix is not None:
-            part = slice(rows.start, rows.stop)
             mix_pairs(batch.images[part], batch.labels[part], batch.mask[part], work.mix)
+
+    def _replace(self, work: "_Work", row: int, index: int) -> np.ndarray:
+        """Puts another image, with its label, into the place of an unreadable one."""
+        generator = example_generator(self.seed, work.epoch, index, REPLACING + int(work.draws[row]))
+        image = None
+        while image is None:
+            self._check_share()
+            other = int(generator.integers(len(self.images)))
+            image = self._read(other)
+        work.batch.indices[row] = other
+        self._set_label(work.batch, row, other)
+        with self._lock:
+            self.num_replaced += 1
+        return image
+
+    def _check_share(self) -> None:
+        share = self.max_bad_fraction or 0.0
+        if len(self.broken) <= share * len(self.images):
+            return
+        with self._lock:
+            named = [f"{name} ({reason})" for name, reason in self.broken.items()]
+        more = f" and {len(named) - _MAX_NAMED} more" if len(named) > _MAX_NAMED else ""
+        raise DataError(
+            f"Cannot go on reading images. Expected at most {share:.4g} of {len(self.images)} images to be unreadable. "
+            f"Received: {len(named)}: {', '.join(named[:_MAX_NAMED])}{more}. "
+            "Mend or remove them, or allow a larger share (max_bad_fraction, --max-bad)."
+        )
 
     def _read(self, index: int) -> np.ndarray | None:
         """Returns a decoded image (resized, if nothing random follows), or None if it is broken."""
-        image = self._cache.get(index)
+        cache = self._cache
+        image = None if cache is None else cache.get(index)
         if image is not None:
             return image
         name = self.images.names[index]
@@ -321,11 +468,17 @@ class Loader:
             return None
         if self.augment is None:
             image = resize_image(image, self.input_spec)
-        with self._lock:
-            if index not in self._cache and self._cached_bytes + image.nbytes <= self.cache_bytes:
-                self._cache[index] = image
-                self._cached_bytes += image.nbytes
+        if cache is not None:
+            cache.put(index, image)
         return image
+
+
+def _count_references(arrays: list[np.ndarray], place: int) -> int:
+    return sys.getrefcount(arrays[place])
+
+
+_UNUSED = _count_references([np.empty(0)], 0)  # references to an array that only the list knows
+_CAN_COUNT = getattr(sys, "_is_gil_enabled", lambda: True)()  # without the lock, counts lag behind
 
 
 @dataclass(frozen=True, eq=False)
@@ -345,12 +498,6 @@ class _Work:
     epoch: int
     draws: np.ndarray
     mix: Mix | None
-
-
-def _finished(batch: Batch, futures: list[Future[None]]) -> Batch:
-    for future in futures:
-        future.result()
-    return batch
 
 
 def _smallest_side(input_spec: InputSpec, augment: AugmentConfig) -> int:

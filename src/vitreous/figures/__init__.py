@@ -1,10 +1,11 @@
-"""Pictures of arrays: patches, learning curves, confusion matrices, predictions. NumPy in, a file out.
+"""Pictures: patches, augmentation, learning curves, confusion matrices, predictions. Arrays or images in, a file out.
 
 The suffix of `out` chooses the format: .png, .svg or .pdf. A file is written whole or not at all. Nothing here touches
 Matplotlib's global state (pyplot), so these functions work in any thread. Colours are those of Okabe and Ito, which
 colour-blind readers tell apart; where a colour says something, a sign or a word says it too.
 """
 
+from vitreous.figures.augmentation import draw_augmentation
 from vitreous.figures.canvas import shorten
 from vitreous.figures.patches import GAP, compose_mosaic, draw_patches
 from vitreous.figures.results import draw_confusion, draw_curves, draw_labels, draw_predictions
@@ -12,6 +13,7 @@ from vitreous.figures.results import draw_confusion, draw_curves, draw_labels, d
 __all__ = [
     "GAP",
     "compose_mosaic",
+    "draw_augmentation",
     "draw_confusion",
     "draw_curves",
     "draw_labels",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vitreous.errors import ConfigError, MissingPathError, UnknownNameError
-from vitreous.spec import AugmentConfig, Record, ViTConfig, check
+from vitreous.spec import AugmentConfig, CacheKind, Record, ViTConfig, check, check_rates
 
 # Fields of ViTConfig that the data and other fields of a recipe decide.
 NOT_ARCHITECTURE = ("image_size", "num_channels", "num_classes", "has_dynamic_size")
@@ -100,6 +100,10 @@ class Recipe(Record):
             that of the whole batch. Must divide batch_size.
         balance: What is done about classes of unequal size: nothing (none), each class weighs the same in the loss
             (weights) or is drawn equally often (sampling), or frequencies are added to the logits in training (logits).
+        cache: Where decoded training images are kept, so that only the first epoch decodes them: memory, disk (a file
+            that is removed at the end), none, or auto (memory if all fit, else disk if it has four times the room).
+        max_bad: Share of the training images that may be unreadable, in [0, 1): others take their place. Beyond it,
+            training stops and names them.
         precision: float32, bfloat16 (weights stay float32), or auto: the faster one on this hardware.
         optimizer: How weights move.
         augment: How training images are varied.
@@ -117,6 +121,8 @@ class Recipe(Record):
     batch_size: int = 64
     num_parts: int = 1
     balance: Balance = "none"
+    cache: CacheKind = "auto"
+    max_bad: float = 0.01
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -139,6 +145,7 @@ class Recipe(Record):
             f"batch_size={self.batch_size}, num_parts={self.num_parts}",
             "Pass another of the two.",
         )
+        check_rates(max_bad=self.max_bad)
         if self.time is not None:
             parse_seconds(self.time)
         fields = [each.name for each in dataclasses.fields(ViTConfig) if each.name not in NOT_ARCHITECTURE]

@@ -30,7 +30,7 @@ from vitreous.evaluation import (
     softmax,
     summarize_metrics,
 )
-from vitreous.figures import draw_confusion, draw_curves, draw_labels, draw_patches, draw_predictions
+from vitreous.figures import draw_augmentation, draw_confusion, draw_curves, draw_labels, draw_patches, draw_predictions
 from vitreous.model import VisionTransformer, create_predict_function
 from vitreous.registry import count_parameters, get_spec
 from vitreous.spec import DataConfig, InputSpec, ModelSpec
@@ -106,6 +106,9 @@ def train(
         num_classes=len(dataset.class_names),
         shuffle=True,
         class_balanced=settled.balance == "sampling",
+        cache=settled.cache,
+        max_bad_fraction=settled.max_bad,
+        report=reporter.warn,
         # A last batch that is not full is left out where that costs an epoch less than a tenth of its images.
         drop_last=len(train_images) % settled.batch_size < len(train_images) / 10,
         seed=seed,
@@ -154,6 +157,15 @@ def _train(
     writer.write_text("config.toml", _CONFIG_HEAD + tomli_w.dumps(_without_none(config)))
     evaluate_batch = min(settled.batch_size * 2, 256)
     val = _loader(dataset.splits.get("val"), spec.input, evaluate_batch)
+    draw_augmentation(
+        loader.images,
+        spec.input,
+        settled.augment,
+        out=writer.partial / "augmented.png",
+        class_names=dataset.class_names,
+        seed=split["seed"],
+    )
+    loader.cache_folder = writer.partial
     classes, train_images = dataset.class_names, dataset.splits["train"]
     history = fit(
         model,
@@ -177,6 +189,7 @@ def _train(
         interrupt=interrupt,
         on_row=writer.write_history,
     )
+    loader.close()
     if history.best_weights is not None:
         _keep_both(average, history, settled, spec, writer.partial, reporter)
     _save_model(average, spec, writer.partial / "model.keras")
@@ -198,6 +211,7 @@ def _train(
         "num_parameters": count_parameters(spec.config),
         "is_interrupted": history.is_interrupted,
         "broken_files": broken,
+        "num_replaced": loader.num_replaced,
     }
     _draw_run(writer.partial, history, dataset, spec)
     writer.write_text("metrics.json", json.dumps(metrics, indent=2))
@@ -527,7 +541,7 @@ def _readme(path: Path, config: Mapping[str, Any], metrics: Mapping[str, Any], h
         "- `config.toml`: every option, the classes, the data's fingerprint, versions",
         "- `history.csv`, `curves.png`: training as it went",
         f"- `metrics.json`, `{answers}.png`, `predictions.png`: measured on `model.keras`, read back from this folder",
-        "- `patches.png`: an image as the model sees it",
+        "- `augmented.png`, `patches.png`: images as training and as the model see them",
         "",
         f"Classify images: `vitreous predict {shlex.quote(path.name)} IMAGE...` in the folder above.",
         "",

@@ -28,7 +28,7 @@ MIN_CONTRAST = 4.0
 """Standard deviation of the grey thumbnail, in levels of 255, below which a perceptual hash is noise."""
 
 _MAX_PAIRS = 1 << 22
-_PAIRS_AT_ONCE = 10_000
+_PAIRS_AT_ONCE = 200
 
 
 class Places:
@@ -63,9 +63,12 @@ def _label_ids(dataset: Dataset) -> np.ndarray:
 
 def groups_of_equal(keys: np.ndarray, places: np.ndarray) -> list[np.ndarray]:
     """Returns the groups of two or more places whose keys are equal, in the order of their first place."""
-    order = np.argsort(keys, kind="stable")
-    edges = np.flatnonzero(keys[order][1:] != keys[order][:-1]) + 1
-    groups = [np.sort(places[group]) for group in np.split(order, edges) if len(group) > 1]
+    _, numbers, counts = np.unique(keys, return_inverse=True, return_counts=True)
+    is_shared = counts[numbers] > 1
+    numbers, places = numbers[is_shared], places[is_shared]
+    order = np.lexsort((places, numbers))
+    edges = np.flatnonzero(np.diff(numbers[order])) + 1
+    groups = np.split(places[order], edges) if len(order) else []
     return sorted(groups, key=lambda group: int(group[0]))
 
 

@@ -41,10 +41,10 @@ KINDS: dict[str, Kind] = {
     ),
     "leak": Kind(
         "error",
-        "The same image in training and in held-out data",
-        "The model has seen these images with their answers; what is measured on them is too good.",
+        "The same image in more than one split",
+        "A model remembers what it was trained on: what is measured on these images is too good.",
         "Keep each in one split: usually, remove it from training. Where splits are drawn, remove the copy.",
-        "remove from training",
+        "keep in one split",
     ),
     "label_conflict": Kind(
         "error",
@@ -62,11 +62,11 @@ KINDS: dict[str, Kind] = {
     ),
     "near_leak": Kind(
         "warning",
-        "Nearly the same image in training and in held-out data",
+        "Nearly the same image in more than one split",
         "Copies that were re-encoded, resized or recoloured, or neighbours from one series: answers on them are partly "
         "remembered.",
         "Look at the pairs and remove the training copy, or keep each series in one split.",
-        "look, then remove from training",
+        "look, keep in one split",
     ),
     "near_label_conflict": Kind(
         "warning",

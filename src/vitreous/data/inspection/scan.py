@@ -1,7 +1,7 @@
 """Every image of a data set decoded once, and what is measured of it in a few dozen bytes.
 
-Threads share the work: Pillow decodes without the interpreter's lock, so that two of them use two cores even on images
-of 32 pixels (docs/inspect.md has the figures).
+Threads share the work where images are large: Pillow decodes without the interpreter's lock. Around images of 32 pixels
+they only fight over it, and one thread is faster than two, and than two processes (docs/inspect.md has the figures).
 """
 
 import hashlib
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _MAX_WORKERS = 8
 _CHUNK = 64
+_SMALL_FILE_BYTES = 16_384
 _ORIENTATION_TAG = 0x0112
 
 GREY, CMYK, DEEP, PALETTE, ALPHA, ANIMATED, ROTATED, CONSTANT = (1 << bit for bit in range(8))
@@ -81,7 +82,7 @@ def scan_dataset(dataset: Dataset, *, num_workers: int | None = None, on_progres
 
     Args:
         dataset: What to read. Nothing is written.
-        num_workers: Threads. Default: one for each core, up to 8.
+        num_workers: Threads. Default: one for small files (16 KiB on average), else one for each core, up to 8.
         on_progress: Called with the images done and the images in all.
 
     Returns:
@@ -108,7 +109,9 @@ def scan_dataset(dataset: Dataset, *, num_workers: int | None = None, on_progres
         for images, start in zip(splits, starts, strict=False)
         for first in range(0, len(images), _CHUNK)
     ]
-    num_workers = num_workers or min(_num_cores(), _MAX_WORKERS)
+    if num_workers is None:
+        is_small = sum(int(images.file_sizes.sum()) for images in splits) <= _SMALL_FILE_BYTES * count
+        num_workers = 1 if is_small else min(_num_cores(), _MAX_WORKERS)
     with ThreadPoolExecutor(num_workers, thread_name_prefix="vitreous-inspect") as pool:
         pending: set[Future[int]] = set()
         done = 0

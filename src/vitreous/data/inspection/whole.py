@@ -34,7 +34,7 @@ def inspect_dataset(
     Args:
         dataset: The data. Nothing of it is changed.
         min_similarity: Correlation of two thumbnails, in (0, 1], from which images count as nearly the same.
-        num_workers: Threads that decode. Default: one for each core, up to 8.
+        num_workers: Threads that decode. Default: one for small files, else one for each core, up to 8.
         on_progress: Called with the images done and the images in all.
 
     Returns:
