@@ -367,7 +367,7 @@ def main():
         head = (
             f"# The input pipeline\n\n`python benchmarks/pipeline.py --photos PHOTOS --small CIFAR/train "
             f"--num-photos {arguments.num_photos} --num-small {arguments.num_small} --rounds {arguments.rounds}`, "
-            f"{results['machine']}.\n\n"
+            f"{results['machine']}, load {os.getloadavg()[0]:.1f} at the end.\n\n"
         )
         arguments.out.write_text(head + "\n".join(lines) + "\n")
     print(json.dumps(results))
