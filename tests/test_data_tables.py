@@ -446,7 +446,8 @@ def test_evaluation_on_the_table_of_training(tmp_path):
 def test_evaluation_on_another_table(tmp_path):
     rows = [{**row, "label": "b"} for row in rows_of(tmp_path, 10)]
     table = write_csv(tmp_path / "other.csv", rows)
-    found = load_evaluation_images(table, ("a", "b", "c"), made_by={"num_folds": 5, "fold": 2, "group_column": None})
+    made_by = {"num_folds": 5, "fold": 2, "group_column": "patient", "split_column": "part"}
+    found = load_evaluation_images(table, ("a", "b", "c"), made_by=made_by)
     assert found.split == "all" and found.images.labels.tolist() == [1] * 10
     rows = [{**row, "split": "test"} for row in rows]
     assert len(load_evaluation_images(write_csv(table, rows), ("a", "b")).images) == 10

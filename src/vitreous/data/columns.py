@@ -92,7 +92,7 @@ class Rows:
         column = self._find("labels", config.label_column, _LABEL_NAMES, notes, used=(config.group_column,))
         if column is None:
             raise unsure(self.what, "labels", self.columns)
-        if config.group_column is not None:
+        if config.group_column is not None and min_classes > 1:
             self._find("groups", config.group_column, (), notes)
         parsed, is_multi_label = parse_labels(
             self.columns[column], config.label_separator, self.class_names.get(column)
@@ -165,6 +165,8 @@ class Rows:
             values: list[str | None] = list(self.splits)
             given_by = self.splits_given_by
         else:
+            if config.split_column is not None and config.split_column not in self.columns and not is_strict:
+                return {"all": rows}, "", ""  # other data than those of training: all of it is measured
             column = find_column(self.what, "splits", config.split_column, _SPLIT_NAMES, self.columns, [])
             if column is None:
                 return {"all": rows}, "", ""

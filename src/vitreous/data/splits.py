@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+_MOST_PLACED = 100_000  # groups placed over all tries, which takes seconds
+
 
 def stratified_split(labels: Sequence[int] | np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Splits examples in two, class by class, at random.
@@ -57,8 +59,8 @@ def iterative_split(
     """Shares out examples with several labels, or examples that come in groups, so that each part has its share.
 
     The label with the fewest examples left is shared out first, each group going where most of that label is still
-    wanted. Of 20 such tries with groups (1 without), the one counts whose parts come nearest to their shares, in size
-    and in each label; the first part lacks no label if that can be helped.
+    wanted. Of up to 20 such tries with groups (fewer with many, 1 without), the one counts whose parts come nearest to
+    their shares, in size and in each label; the first part lacks no label if that can be helped.
 
     Args:
         labels: int (N,), the class of each example; or bool (N, K), its labels.
@@ -83,7 +85,8 @@ def iterative_split(
         np.add.at(counts, places, labels)
     wanted = np.asarray(shares, "float64")
     generator = np.random.default_rng(seed % 2**64)
-    tries = [_share_out(counts, sizes, wanted, generator) for _ in range(1 if groups is None else 20)]
+    num_tries = 1 if groups is None else max(1, min(20, _MOST_PLACED // len(sizes)))
+    tries = [_share_out(counts, sizes, wanted, generator) for _ in range(num_tries)]
     return min(tries, key=lambda parts: _distance(parts, counts, sizes, wanted))[places]
 
 
