@@ -17,6 +17,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from vitreous.backend import use_compile_cache
 from vitreous.data import Batch
 from vitreous.model import VisionTransformer, normalize_images
 from vitreous.spec import InputSpec
@@ -130,6 +131,7 @@ class JaxStep(Step):
         """Takes the state out of the Keras variables."""
         import jax
 
+        use_compile_cache()
         model, optimizer = self.model, self.optimizer
         rate_index = next(i for i, v in enumerate(optimizer.variables) if v is optimizer._learning_rate)
 
