@@ -1,7 +1,7 @@
 """How many images a second does one GPU train on, and what share of its peak is that (MFU), beside timm?
 
 The steps are those of benchmarks/train.py, for vit_small/16 and vit_base/16 at 224 pixels in bfloat16: ours on jax and
-on torch, timm eager and torch.compile, each in its own process, taking turns. MFU is 6 FLOPs for each multiply-accumulate
+on torch, timm eager and torch.compile, each in its own process, taking turns. MFU is 6 FLOPs for a multiply-accumulate
 of the matrix products, over the peak that `--peak-tflops` names (dense bfloat16; 989 for an H200 or H100).
 
     python benchmarks/train_gpu.py --peers-python PATH --out benchmarks/results/DATE-gpu-train.md

@@ -194,7 +194,13 @@ class TorchStep(Step):
         self.torch = torch
         self.weights = [v.value for v in self.model.trainable_variables]
         self.averages = [v.value.detach() for v in self.average.trainable_variables]
-        self.update = FusedAdamW(self.optimizer, self.model.trainable_variables)
+        self.update: Any = self._update
+        if type(self.optimizer) is keras.optimizers.AdamW:
+            self.update = FusedAdamW(self.optimizer, self.model.trainable_variables)
+
+    def _update(self, gradients: Any, learning_rate: float) -> None:
+        """Moves the weights as Keras does it."""
+        self.optimizer.apply(list(gradients), self.model.trainable_variables)
 
     def __call__(self, batch: Batch, *, learning_rate: float, decay: float) -> tuple[Any, Any]:
         """Trains on one batch."""
