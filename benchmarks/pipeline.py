@@ -202,8 +202,10 @@ from vitreous.spec import InputSpec, ModelSpec
 from vitreous.registry import get_spec
 from vitreous.model import VisionTransformer
 from vitreous.training.losses import Loss
+from vitreous.training.losses import Loss
+from vitreous.training.optimizer import create_optimizer
 from vitreous.training.recipe import OptimizerConfig
-from vitreous.training.step import create_optimizer, create_step
+from vitreous.training.step import create_step
 paths, steps, batch = json.loads(sys.stdin.read())
 spec = get_spec("vit_tiny_patch16_224", num_classes=10)
 model, average = (VisionTransformer(spec.config, dtype="mixed_bfloat16") for _ in range(2))
@@ -367,7 +369,7 @@ def main():
         head = (
             f"# The input pipeline\n\n`python benchmarks/pipeline.py --photos PHOTOS --small CIFAR/train "
             f"--num-photos {arguments.num_photos} --num-small {arguments.num_small} --rounds {arguments.rounds}`, "
-            f"{results['machine']}.\n\n"
+            f"{results['machine']}, load {os.getloadavg()[0]:.1f} at the end.\n\n"
         )
         arguments.out.write_text(head + "\n".join(lines) + "\n")
     print(json.dumps(results))

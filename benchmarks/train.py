@@ -37,11 +37,14 @@ RATE, DECAY, SMOOTHING, CLIP, AVERAGE = 1e-3, 0.05, 0.1, 1.0, 0.999
 WORKLOADS = {
     "tiny": ("vit_tiny_patch16_224, batch 32", 224, 16, 192, 12, 3, 32),
     "small": ("32 pixels, patch 4, width 192, 12 blocks, batch 128", 32, 4, 192, 12, 3, 128),
+    "gpu_small": ("vit_small_patch16_224, batch 256", 224, 16, 384, 12, 6, 256),
+    "gpu_base": ("vit_base_patch16_224, batch 256", 224, 16, 768, 12, 12, 256),
     "miniature": ("16 pixels, patch 8, width 16, 2 blocks, batch 8", 16, 8, 16, 2, 2, 8),
 }
 # name: (library, Keras backend or None, precision, compiled, runs in the peers' interpreter)
 CONTENDERS = {
     "ours jax float32": ("ours", "jax", "float32", True, False),
+    "ours jax bfloat16": ("ours", "jax", "bfloat16", True, False),
     "ours torch float32": ("ours", "torch", "float32", False, False),
     "ours torch bfloat16": ("ours", "torch", "bfloat16", False, False),
     "ours tensorflow float32": ("ours", "tensorflow", "float32", True, False),
@@ -55,6 +58,8 @@ CONTENDERS = {
     "transformers eager float32": ("transformers", None, "float32", False, True),
     "transformers eager bfloat16": ("transformers", None, "bfloat16", False, True),
 }
+
+DEFAULT = [name for name in CONTENDERS if name != "ours jax bfloat16"]  # on a CPU, jax gains nothing from it
 
 
 def create_batch(workload: str) -> tuple[np.ndarray, np.ndarray]:
@@ -71,8 +76,10 @@ def create_ours(workload: str, precision: str) -> Any:
     from vitreous.data import Batch
     from vitreous.model import VisionTransformer
     from vitreous.spec import InputSpec, ViTConfig
+    from vitreous.training.losses import Loss
+    from vitreous.training.optimizer import create_optimizer
     from vitreous.training.recipe import OptimizerConfig
-    from vitreous.training.step import create_optimizer, create_step
+    from vitreous.training.step import create_step
 
     _, size, patch, dim, blocks, heads, batch_size = WORKLOADS[workload]
     config = ViTConfig(
@@ -94,7 +101,7 @@ def create_ours(workload: str, precision: str) -> Any:
         average,
         create_optimizer(model, optimizer),
         input_spec=InputSpec(image_size=size, mean=MEAN, std=STD),
-        label_smoothing=SMOOTHING,
+        loss=Loss(num_classes=CLASSES, label_smoothing=SMOOTHING),
     )
     images, labels = create_batch(workload)
     batch = Batch(images, labels, np.ones(batch_size, bool), np.arange(batch_size))
@@ -160,8 +167,10 @@ def train_torch(model: Any, workload: str, precision: str) -> Any:
     import torch
 
     images, labels = create_batch(workload)
-    images, labels = torch.from_numpy(images), torch.from_numpy(labels).long()
-    mean, std = (torch.tensor(x)[:, None, None] * 255 for x in (MEAN, STD))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = model.to(device)
+    images, labels = torch.from_numpy(images).to(device), torch.from_numpy(labels).long().to(device)
+    mean, std = (torch.tensor(x, device=device)[:, None, None] * 255 for x in (MEAN, STD))
     weights = list(model.parameters())
     averages = [w.detach().clone() for w in weights]
     decayed = [w for w in weights if w.ndim == 2 or w.ndim == 4]
@@ -170,7 +179,7 @@ def train_torch(model: Any, workload: str, precision: str) -> Any:
 
     def step() -> float:
         x = (images.permute(0, 3, 1, 2).float() - mean) / std
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bfloat16"):
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
             logits = model(x)
         loss = torch.nn.functional.cross_entropy(logits.float(), labels, label_smoothing=SMOOTHING)
         optimizer.zero_grad(set_to_none=True)
@@ -318,6 +327,24 @@ class Contender:
         self.process.wait()
 
 
+def count(workload: str) -> int:
+    """Returns the multiply-accumulates of one image's forward pass."""
+    from vitreous.registry import count_macs
+    from vitreous.spec import ViTConfig
+
+    _, size, patch, dim, blocks, heads, _ = WORKLOADS[workload]
+    config = ViTConfig(
+        image_size=size,
+        patch_size=patch,
+        projection_dim=dim,
+        num_blocks=blocks,
+        num_heads=heads,
+        mlp_dim=4 * dim,
+        num_classes=CLASSES,
+    )
+    return count_macs(config)
+
+
 def measure(workload: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Returns one row for each contender that runs."""
     _, *_, batch = WORKLOADS[workload]
@@ -339,21 +366,7 @@ def measure(workload: str, options: argparse.Namespace) -> list[dict[str, Any]]:
         for contender in contenders:
             contender.answer = contender.ask(str(options.steps))
             contender.seconds += contender.answer["seconds"]
-    from vitreous.registry import count_macs
-    from vitreous.spec import ViTConfig
-
-    _, size, patch, dim, blocks, heads, _ = WORKLOADS[workload]
-    macs = count_macs(
-        ViTConfig(
-            image_size=size,
-            patch_size=patch,
-            projection_dim=dim,
-            num_blocks=blocks,
-            num_heads=heads,
-            mlp_dim=4 * dim,
-            num_classes=CLASSES,
-        )
-    )
+    macs = count(workload)
     rows = []
     for contender in contenders:
         contender.close()
@@ -393,8 +406,8 @@ def table(rows: list[dict[str, Any]], title: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workloads", nargs="+", default=["tiny", "small"], choices=list(WORKLOADS))
-    parser.add_argument("--contenders", nargs="+", default=list(CONTENDERS), choices=list(CONTENDERS), metavar="NAME")
+    parser.add_argument("--workloads", nargs="+", default=["tiny", "small"], choices=list(WORKLOADS), metavar="NAME")
+    parser.add_argument("--contenders", nargs="+", default=DEFAULT, choices=list(CONTENDERS), metavar="NAME")
     parser.add_argument("--peers-python", default=sys.executable)
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--steps", type=int, default=2, help="of each contender in a round")

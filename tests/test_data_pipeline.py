@@ -86,7 +86,7 @@ def test_order_depends_on_seed_and_epoch():
     assert Loader(images, SPEC, batch_size=8).order(3).tolist() == list(range(37))
 
 
-@pytest.mark.parametrize("num_workers", [1, 2, 4])
+@pytest.mark.parametrize("num_workers", [1, 2, 5])
 @pytest.mark.parametrize("batch_size", [3, 16, 40])
 def test_batches_do_not_depend_on_the_workers(tmp_path, num_workers, batch_size):
     images = images_on_disk(tmp_path)

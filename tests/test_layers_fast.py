@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from layer_harness import random_array, to_numpy
+from layer_harness import gradients, random_array, to_numpy
 
 from vitreous.layers import MLP, SelfAttention, TransformerBlock
 
@@ -19,7 +19,7 @@ def randomize(layer):
 
 def check_close(found, expected, tolerance):
     for a, b in zip(found, expected, strict=True):
-        np.testing.assert_allclose(a, b, atol=tolerance * max(np.abs(b).max(), 1e-3), rtol=0)
+        np.testing.assert_allclose(a, b, atol=tolerance * max(np.abs(b).max(), 1.0), rtol=0)
 
 
 @ON_TORCH
@@ -72,6 +72,30 @@ def test_branches_by_hand_are_taken_where_they_can_be_and_only_there():
     assert MLP(16).get_branches(x, dense) is torch_branches
     assert MLP(16, norm="rms").get_branches(x, dense) is None
     assert MLP(16, norm_position="post").get_branches(x, dense) is None
+
+
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="a form for jax")
+@pytest.mark.parametrize("max_scores", [1, 2 * 2 * 5 * 5, 10**6])
+@pytest.mark.parametrize("options", [{}, {"use_qk_norm": True}, {"use_inner_norm": True, "use_key_bias": False}])
+def test_attention_in_parts_equals_the_whole(options, max_scores, monkeypatch):
+    from vitreous.layers import jax_attention
+
+    monkeypatch.setattr(jax_attention, "_MAX_SCORES", max_scores)
+    x = random_array(6, 5, 8)
+    layer = SelfAttention(2, **options)
+    layer(x)
+    randomize(layer)
+    attend, calls = jax_attention.attend, []
+    monkeypatch.setattr(jax_attention, "attend", lambda qkv: calls.append(qkv.shape) or attend(qkv))
+    split = [to_numpy(layer(x, training=True)), *gradients(layer, x)]
+    assert (taken := len(calls)) >= 2
+    monkeypatch.setattr(jax_attention, "can_compute", lambda: False)
+    whole = [to_numpy(layer(x, training=True)), *gradients(layer, x)]
+    assert len(calls) == taken
+    check_close(split, whole, 1e-5)
+    monkeypatch.setattr(jax_attention, "can_compute", lambda: True)
+    layer(x)  # without training: exports trace this
+    assert len(calls) == taken
 
 
 @ON_TORCH

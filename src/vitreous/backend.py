@@ -77,6 +77,29 @@ def select_backend(requested: str | None = None) -> tuple[str, str]:
     return backend, reason
 
 
+def use_compile_cache() -> Path | None:
+    """Lets jax keep what it compiles on disk, so that the next start of the same training need not compile again.
+
+    The environment variable `VITREOUS_COMPILE_CACHE` names another folder, or is `off`. A folder that jax has been
+    told of already stays. Files are written when something is compiled, not before; nothing is ever deleted.
+
+    Returns:
+        The folder, `~/.cache/vitreous/jax` (below `XDG_CACHE_HOME` where that is set); None if it is off.
+    """
+    import jax
+
+    if current := jax.config.jax_compilation_cache_dir:
+        return Path(current)
+    chosen = os.environ.get("VITREOUS_COMPILE_CACHE", "")
+    if chosen.lower() == "off":
+        return None
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = Path(chosen) if chosen else caches / "vitreous" / "jax"
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    return folder
+
+
 def _choose(requested: str | None) -> tuple[str, str]:
     if requested:
         return requested, "asked for"

@@ -162,6 +162,10 @@ class SelfAttention(Residual):
         if self._is_fused(training) and not return_attention:
             query, key, value = (qkv[:, :, i] for i in range(3))  # (B, N, A, D / A)
             heads = ops.dot_product_attention(query, key, value)
+        elif training and not return_attention and self._is_split():
+            from vitreous.layers import jax_attention
+
+            heads = jax_attention.attend(qkv)
         else:
             qkv = ops.transpose(qkv, (2, 0, 3, 1, 4))
             query, key, value = qkv[0], qkv[1], qkv[2]  # (B, A, N, D / A)
@@ -181,6 +185,14 @@ class SelfAttention(Residual):
         if is_special or self.use_split_bias or rope is not None or (training and self.attention_dropout_rate):
             return None
         return self.get_branches(x, self.qkv, self.projection)
+
+    def _is_split(self) -> bool:
+        """Whether jax trains on a CPU with weights that nothing changes: then a few examples at a time are faster."""
+        if keras.backend.backend() != "jax" or self.use_local_attention or self.attention_dropout_rate:
+            return False
+        from vitreous.layers import jax_attention
+
+        return jax_attention.can_compute() and self.use_fused_attention is None
 
     def _position(self, heads: Any, rope: Any, name: str) -> Any:
         """Returns queries or keys (B, N, A, D / A), normalised and rotated as this layer does."""

@@ -17,6 +17,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from vitreous.backend import use_compile_cache
 from vitreous.data import Batch
 from vitreous.errors import ConfigError
 from vitreous.model import VisionTransformer, normalize_images
@@ -103,6 +104,7 @@ class JaxStep(Step):
         """Takes the state out of the Keras variables."""
         import jax
 
+        use_compile_cache()
         model, optimizer = self.model, self.optimizer
 
         def objective(weights: Any, other: Any, part: Any) -> Any:
