@@ -202,7 +202,6 @@ from vitreous.spec import InputSpec, ModelSpec
 from vitreous.registry import get_spec
 from vitreous.model import VisionTransformer
 from vitreous.training.losses import Loss
-from vitreous.training.losses import Loss
 from vitreous.training.optimizer import create_optimizer
 from vitreous.training.recipe import OptimizerConfig
 from vitreous.training.step import create_step

@@ -25,6 +25,7 @@ class DecodeCache:
 
     Attributes:
         num_bytes: Bytes kept.
+        is_full: Whether an array has found no room, or none is ever kept.
         problem: Why nothing more is kept although there would be room, or None: the disk is full.
 
     Raises:
@@ -41,6 +42,7 @@ class DecodeCache:
         self.kind = kind
         self.num_bytes = 0
         self.problem: str | None = None
+        self.is_full = kind == "none"
         self.is_told = False  # whether the user has been told of the problem
         self._arrays: dict[int, np.ndarray] = {}
         self._lock = threading.Lock()
@@ -64,6 +66,7 @@ class DecodeCache:
     def put(self, key: int, array: np.ndarray) -> None:
         """Keeps an array, uint8, unless there is no room or the key has one."""
         if array.nbytes > self.max_bytes - self.num_bytes or self.problem:
+            self.is_full = True
             return
         with self._lock:
             if key in self._arrays or self.problem or self.num_bytes + array.nbytes > self.max_bytes:

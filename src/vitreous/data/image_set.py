@@ -114,13 +114,16 @@ class ImageSet(Sequence[Example]):
         """Returns the image as its store has it: a file, the bytes of one, or pixels. Errors as for `load`."""
         return self.store.read(int(self.rows[index]), self.names[index])
 
-    def load(self, index: int, num_channels: int = 3, *, min_size: int | None = None) -> np.ndarray:
+    def load(
+        self, index: int, num_channels: int = 3, *, min_size: int | None = None, scratch: bytearray | None = None
+    ) -> np.ndarray:
         """Reads the pixels of one image.
 
         Args:
             index: Position, from 0.
             num_channels: 3 (RGB) or 1 (grey).
             min_size: As for `decode_image`.
+            scratch: As for `decode_image`.
 
         Returns:
             uint8, (H, W, num_channels). An image held in memory is returned itself where its channels agree.
@@ -136,7 +139,7 @@ class ImageSet(Sequence[Example]):
             if source.shape[-1] == 1:
                 return np.repeat(source, num_channels, axis=-1)
             return decode_image(to_pillow(source), num_channels, name=self.names[index])
-        return decode_image(source, num_channels, name=self.names[index], min_size=min_size)
+        return decode_image(source, num_channels, name=self.names[index], min_size=min_size, scratch=scratch)
 
     def take(self, indices: Iterable[int] | np.ndarray) -> "ImageSet":
         """Returns the images at `indices`, in that order. They share the store."""

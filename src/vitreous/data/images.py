@@ -48,7 +48,12 @@ ImageSource: TypeAlias = "str | Path | bytes | BinaryIO | Image.Image"
 
 
 def decode_image(
-    source: ImageSource, num_channels: int = 3, *, name: str | None = None, min_size: int | None = None
+    source: ImageSource,
+    num_channels: int = 3,
+    *,
+    name: str | None = None,
+    min_size: int | None = None,
+    scratch: bytearray | None = None,
 ) -> np.ndarray:
     """Reads one image as the eye would see it: rotated as EXIF says, transparency laid over white.
 
@@ -67,9 +72,11 @@ def decode_image(
         name: What to call the image in errors. Default: the path, or `"<image>"`.
         min_size: Pixels that the shorter side must keep. A much larger JPEG is then decoded at 1/2, 1/4 or 1/8 of its
             size, many times faster. Default: decode at full size.
+        scratch: Memory to decode into, where that is possible; it is made larger where need be.
 
     Returns:
-        uint8, (H, W, num_channels), the caller's own.
+        uint8, (H, W, num_channels), the caller's own; with `scratch` it may be a view of that, valid until its next
+        use.
 
     Raises:
         ImageError: If the source is not a whole image.
@@ -94,7 +101,7 @@ def decode_image(
     name = name or "<image>"
     try:
         source = _read_small(source)
-        if isinstance(source, bytes) and (pixels := decode_plain_jpeg(source, min_size)) is not None:
+        if isinstance(source, bytes) and (pixels := decode_plain_jpeg(source, min_size, scratch)) is not None:
             return pixels if num_channels == 3 else to_array(to_pillow(pixels).convert("L"))
         with _open(source) as image:
             if min_size is not None:

@@ -15,16 +15,17 @@ _XMP_ORIENTATION = re.compile(rb'Orientation(?:="|>)([0-9])')  # as Pillow looks
 _WITHOUT_LENGTH = (0x01, *range(0xD0, 0xD8))
 
 
-def decode_plain_jpeg(data: bytes, min_size: int | None = None) -> np.ndarray | None:
+def decode_plain_jpeg(data: bytes, min_size: int | None = None, scratch: bytearray | None = None) -> np.ndarray | None:
     """Decodes a JPEG to RGB.
 
     Args:
         data: A whole file.
         min_size: Pixels that the shorter side must keep: a larger image is decoded at 1/2, 1/4 or 1/8 of its size, by
             the rule of Pillow's `Image.draft`.
+        scratch: Memory to decode into, made larger where need be: new memory for each image costs a tenth more.
 
     Returns:
-        uint8, (H, W, 3), the caller's own; or None if Pillow should read it.
+        uint8, (H, W, 3), the caller's own, or a view of `scratch`; or None if Pillow should read it.
     """
     size = _plain_size(data)
     if size is None:
@@ -34,9 +35,14 @@ def decode_plain_jpeg(data: bytes, min_size: int | None = None) -> np.ndarray | 
     scale = 1
     if min_size is not None:
         scale = next((each for each in (8, 4, 2) if min(size) // min_size >= each), 1)
+    if scratch is not None and len(scratch) < (num_bytes := 3 * size[0] * size[1]):
+        try:
+            scratch.extend(bytes(num_bytes - len(scratch)))
+        except BufferError:  # somebody still holds a view of it
+            scratch = None
     least = {"min_height": -(-size[0] // scale), "min_width": -(-size[1] // scale)} if scale > 1 else {}
     try:
-        return simplejpeg.decode_jpeg(data, "RGB", **least)
+        return simplejpeg.decode_jpeg(data, "RGB", buffer=scratch, **least)
     except ValueError:  # damaged, if only a little: Pillow says what is wrong, or makes the best of it
         return None
 

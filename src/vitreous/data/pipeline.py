@@ -73,7 +73,7 @@ class Loader:
         drop_last: Whether to leave out a last batch that is not full; else it is padded.
         seed: Decides order and changes.
         num_workers: Threads that work ahead; 0 makes each batch when it is asked for. Default: 1 for small images,
-            else one for each core, up to 8.
+            which threads make one after the other in any case, else one for each core, up to 8.
         cache: Where decoded images are kept, so that only the first epoch decodes them: `"memory"`, `"disk"` (a
             memory-mapped file, removed at the end), `"none"`, or `"auto"`: in memory if all fit, else on disk if there
             is four times the room, else as many as fit in memory. They are kept as they are decoded (before anything
@@ -213,12 +213,18 @@ class Loader:
         self._min_size = None if augment is None else _smallest_side(input_spec, augment)
         self._cache: DecodeCache | None = None
         self._lock = threading.Lock()
+        # Small images are made so fast that threads side by side only fight over the interpreter's lock.
+        self._turn = threading.Lock() if self._has_small_images() else contextlib.nullcontext()
+        self._of_thread = threading.local()
         self._num_told = 0
         self._buffers: list[np.ndarray] = []
 
-    def _choose_num_workers(self) -> int:
+    def _has_small_images(self) -> bool:
         height, width = self.input_spec.image_size
-        if height * width <= _SMALL_PIXELS and self.images.file_sizes.mean() <= _SMALL_FILE_BYTES:
+        return height * width <= _SMALL_PIXELS and float(self.images.file_sizes.mean()) <= _SMALL_FILE_BYTES
+
+    def _choose_num_workers(self) -> int:
+        if self._has_small_images():
             return 1
         has_affinity = hasattr(os, "sched_getaffinity")
         num_cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
@@ -327,7 +333,7 @@ class Loader:
         try:
             for number in numbers:
                 work = self._start(plan, number)
-                pending.append((work.batch, [pool.submit(self._fill, work, rows, stop) for rows in chunks]))
+                pending.append((work.batch, [pool.submit(self._fill_in_turn, work, rows, stop) for rows in chunks]))
                 if len(pending) > num_ahead:
                     yield self._finish(*pending.popleft())
             while pending:
@@ -403,6 +409,10 @@ class Loader:
         else:
             batch.labels[row] = label
 
+    def _fill_in_turn(self, work: "_Work", rows: range, stop: threading.Event) -> None:
+        with self._turn:
+            self._fill(work, rows, stop)
+
     def _fill(self, work: "_Work", rows: range, stop: threading.Event) -> None:
         batch = work.batch
         for row in rows:
@@ -461,16 +471,28 @@ class Loader:
         if name in self.broken:
             return None
         try:
-            image = self.images.load(index, self.input_spec.num_channels, min_size=self._min_size)
+            # What is neither kept nor given away may lie in this thread's own memory until the next image.
+            is_brief = self.augment is not None and (cache is None or cache.is_full)
+            image = self.images.load(
+                index,
+                self.input_spec.num_channels,
+                min_size=self._min_size,
+                scratch=self._get_scratch() if is_brief else None,
+            )
         except (ImageError, MissingPathError) as error:
             with self._lock:
                 self.broken[name] = error.reason if isinstance(error, ImageError) else "the file is gone"
             return None
         if self.augment is None:
             image = resize_image(image, self.input_spec)
-        if cache is not None:
+        if cache is not None and not is_brief:
             cache.put(index, image)
         return image
+
+    def _get_scratch(self) -> bytearray:
+        if not hasattr(self._of_thread, "scratch"):
+            self._of_thread.scratch = bytearray()
+        return self._of_thread.scratch
 
 
 def _count_references(arrays: list[np.ndarray], place: int) -> int:
