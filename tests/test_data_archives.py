@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from vitreous.data import load_dataset, load_evaluation_images, load_images
-from vitreous.data.archives import archive_suffix
-from vitreous.data.shards import expand_braces, split_of_shard
+from vitreous.data.sources.archives import archive_suffix
+from vitreous.data.sources.shards import expand_braces, split_of_shard
 from vitreous.errors import DataError, ImageError, MissingPathError
 
 NOISE = np.random.default_rng(0).integers(0, 255, (60, 70, 3)).astype("uint8")  # its file is larger than its header

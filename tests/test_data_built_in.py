@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from vitreous.data import BUILT_IN, load_dataset
-from vitreous.data.built_in import _CLASS_NAMES
+from vitreous.data.sources.built_in import _CLASS_NAMES
 from vitreous.errors import DataError
 
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from vitreous.data import Loader, load_dataset, load_evaluation_images, load_images
-from vitreous.data import remote as remote_module
+from vitreous.data.sources import remote as remote_module
 from vitreous.errors import DataError, MissingDependencyError, MissingPathError
 from vitreous.spec import InputSpec
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from vitreous.data import load_dataset, load_evaluation_images, load_images
-from vitreous.data.labels import parse_labels, sort_names, to_text
+from vitreous.data.sources.labels import parse_labels, sort_names, to_text
 from vitreous.errors import DataError, MissingDependencyError, MissingPathError
 
 
@@ -371,7 +371,7 @@ def arrow():
 @pytest.mark.parametrize("kind", ["bytes", "records", "paths"])
 @pytest.mark.parametrize("is_mapped", [False, True])
 def test_parquet(tmp_path, monkeypatch, arrow, kind, is_mapped):
-    monkeypatch.setattr("vitreous.data.tables._MEMORY_BYTES", 0 if is_mapped else 1 << 30)
+    monkeypatch.setattr("vitreous.data.sources.tables._MEMORY_BYTES", 0 if is_mapped else 1 << 30)
     monkeypatch.setenv("VITREOUS_CACHE", str(tmp_path / "cache"))
     rows = rows_of(tmp_path)
     images = [(tmp_path / row["path"]).read_bytes() for row in rows]

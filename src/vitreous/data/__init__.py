@@ -2,12 +2,12 @@
 scikit-learn.
 """
 
-from vitreous.data.built_in import BUILT_IN
 from vitreous.data.image_set import Dataset, Example, ImageSet
 from vitreous.data.images import IMAGE_SUFFIXES, check_image_header, decode_image, resize_image
 from vitreous.data.labelled import LabelledImages, load_evaluation_images
 from vitreous.data.pipeline import Batch, Loader
 from vitreous.data.sources import list_image_files, load_dataset, load_images
+from vitreous.data.sources.built_in import BUILT_IN
 from vitreous.data.splits import stratified_split
 from vitreous.data.stores import ArrayStore, FolderStore, SpanStore, Store
 from vitreous.data.stream import BatchStream

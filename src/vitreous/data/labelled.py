@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from vitreous.data.contents import Contents, shorten
 from vitreous.data.image_set import Dataset, ImageSet
 from vitreous.data.sources import change_config, make_dataset, read_source, source_path
+from vitreous.data.sources.contents import Contents, shorten
 from vitreous.errors import DataError
 from vitreous.spec import DataConfig
 

@@ -12,9 +12,10 @@ from typing import Any
 from vitreous import __version__
 from vitreous.data.sources import load_dataset
 from vitreous.errors import ConfigError, RunExistsError
+from vitreous.training.planning import free_path, split_options
 from vitreous.training.progress import Reporter
 from vitreous.training.run import Run
-from vitreous.training.trainer import free_path, split_options, train
+from vitreous.training.trainer import train
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from vitreous.data.contents import shorten
 from vitreous.data.image_set import Dataset
 from vitreous.data.inspection.duplicates import Places
 from vitreous.data.inspection.findings import Finding, ImageRef, Item, create_finding
@@ -22,6 +21,7 @@ from vitreous.data.inspection.scan import (
     ROTATED,
     Scan,
 )
+from vitreous.data.sources.contents import shorten
 
 FEW_IMAGES = 10
 """Training images of a class below which there are few."""

@@ -12,23 +12,23 @@ from typing import Any
 
 import numpy as np
 
-from vitreous.data.archives import (
+from vitreous.data.image_set import Dataset, ImageSet
+from vitreous.data.sources.archives import (
     ARCHIVE_SUFFIXES,
     archive_suffix,
     index_tar,
     tree_of_tar,
     tree_of_zip,
 )
-from vitreous.data.built_in import BUILT_IN, is_built_in, load_built_in
-from vitreous.data.columns import Rows, is_image_path
-from vitreous.data.contents import Contents, join_images, members_of, shorten, source_error
-from vitreous.data.folders import LAYOUT, FolderTree, Tree, folder_error, is_image_name, read_folder, walk_files
-from vitreous.data.huggingface import is_saved_dataset, read_saved_dataset
-from vitreous.data.image_set import Dataset, ImageSet
-from vitreous.data.remote import RemoteStore, fetch, is_remote, list_files, match_urls, tree_of_url
-from vitreous.data.shards import expand_braces, is_pattern, is_shard, match_files, read_shards, shards_in
+from vitreous.data.sources.built_in import BUILT_IN, is_built_in, load_built_in
+from vitreous.data.sources.columns import Rows, is_image_path
+from vitreous.data.sources.contents import Contents, join_images, members_of, shorten, source_error
+from vitreous.data.sources.folders import LAYOUT, FolderTree, Tree, folder_error, is_image_name, read_folder, walk_files
+from vitreous.data.sources.huggingface import is_saved_dataset, read_saved_dataset
+from vitreous.data.sources.remote import RemoteStore, fetch, is_remote, list_files, match_urls, tree_of_url
+from vitreous.data.sources.shards import expand_braces, is_pattern, is_shard, match_files, read_shards, shards_in
+from vitreous.data.sources.tables import TABLE_SUFFIXES, read_table
 from vitreous.data.splits import assign_folds, split_examples
-from vitreous.data.tables import TABLE_SUFFIXES, read_table
 from vitreous.errors import DataError, MissingPathError
 from vitreous.spec import DataConfig
 

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vitreous.data.archives import TarIndex, index_tar
-from vitreous.data.columns import Rows, hint_groups
-from vitreous.data.contents import SPLIT_NAMES, shorten, source_error
 from vitreous.data.images import IMAGE_SUFFIXES
+from vitreous.data.sources.archives import TarIndex, index_tar
+from vitreous.data.sources.columns import Rows, hint_groups
+from vitreous.data.sources.contents import SPLIT_NAMES, shorten, source_error
 from vitreous.data.stores import SpanStore, read_span
 from vitreous.errors import MissingPathError
 from vitreous.spec import DataConfig

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from vitreous.data.columns import Rows, find_image_column, hint_groups
-from vitreous.data.contents import SPLIT_NAMES, shorten, source_error
+from vitreous.data.sources.columns import Rows, find_image_column, hint_groups
+from vitreous.data.sources.contents import SPLIT_NAMES, shorten, source_error
+from vitreous.data.sources.tables import ArrowImages, names_of_paths
 from vitreous.data.stores import FolderStore, JoinedStore, Store
-from vitreous.data.tables import ArrowImages, names_of_paths
 from vitreous.errors import MissingDependencyError
 from vitreous.spec import DataConfig
 

@@ -12,10 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from vitreous.data.cache import cache_folder
-from vitreous.data.contents import source_error
-from vitreous.data.folders import ListedTree
 from vitreous.data.images import check_image_header
+from vitreous.data.sources.cache import cache_folder
+from vitreous.data.sources.contents import source_error
+from vitreous.data.sources.folders import ListedTree
 from vitreous.errors import DataError, MissingDependencyError, MissingPathError
 
 _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://")

@@ -8,9 +8,9 @@ from typing import Protocol
 
 import numpy as np
 
-from vitreous.data.contents import SPLIT_NAMES, Contents, leave_out_broken, shorten, source_error
 from vitreous.data.image_set import ImageSet
 from vitreous.data.images import IMAGE_SUFFIXES
+from vitreous.data.sources.contents import SPLIT_NAMES, Contents, leave_out_broken, shorten, source_error
 from vitreous.data.stores import FolderStore, Store
 from vitreous.errors import DataError
 

@@ -5,8 +5,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from vitreous.data.contents import Contents
 from vitreous.data.image_set import ImageSet
+from vitreous.data.sources.contents import Contents
 from vitreous.data.splits import stratified_split
 from vitreous.errors import DataError
 

@@ -17,10 +17,10 @@ from typing import IO, Any, cast
 
 import numpy as np
 
-from vitreous.data.cache import cached_file
-from vitreous.data.contents import source_error
-from vitreous.data.folders import ListedTree
 from vitreous.data.images import HEAD_BYTES, check_image_header, is_plain_header
+from vitreous.data.sources.cache import cached_file
+from vitreous.data.sources.contents import source_error
+from vitreous.data.sources.folders import ListedTree
 from vitreous.data.stores import SpanStore, read_span
 from vitreous.errors import ImageError
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from vitreous.data.contents import SPLIT_NAMES, Contents, leave_out_broken, shorten, source_error
 from vitreous.data.image_set import ImageSet
 from vitreous.data.images import IMAGE_SUFFIXES
-from vitreous.data.labels import encode_labels, parse_labels, sort_names, to_text
+from vitreous.data.sources.contents import SPLIT_NAMES, Contents, leave_out_broken, shorten, source_error
+from vitreous.data.sources.labels import encode_labels, parse_labels, sort_names, to_text
 from vitreous.data.stores import Store
 from vitreous.errors import DataError
 from vitreous.spec import DataConfig

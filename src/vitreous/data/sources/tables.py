@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from vitreous.data.cache import cached_file
-from vitreous.data.columns import Rows, find_image_column, hint_groups, is_image_path
-from vitreous.data.contents import shorten, source_error
 from vitreous.data.images import HEAD_BYTES, check_image_header, is_plain_header
-from vitreous.data.labels import to_text
-from vitreous.data.remote import RemoteStore, is_remote
+from vitreous.data.sources.cache import cached_file
+from vitreous.data.sources.columns import Rows, find_image_column, hint_groups, is_image_path
+from vitreous.data.sources.contents import shorten, source_error
+from vitreous.data.sources.labels import to_text
+from vitreous.data.sources.remote import RemoteStore, is_remote
 from vitreous.data.stores import FolderStore, Store
 from vitreous.errors import ImageError, MissingDependencyError
 from vitreous.spec import DataConfig

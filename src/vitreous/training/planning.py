@@ -1,0 +1,197 @@
+"""What a training run will do: its recipe settled for the data, its model, and all of it in words."""
+
+import dataclasses
+import importlib
+import platform
+import shlex
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from vitreous import __version__
+from vitreous.data import BUILT_IN, Dataset, ImageSet
+from vitreous.data.inspection import inspect_fast
+from vitreous.data.sources import source_path
+from vitreous.errors import ConfigError, ImageError
+from vitreous.registry import count_parameters, get_spec
+from vitreous.spec import DataConfig, ModelSpec
+from vitreous.training.progress import Reporter
+from vitreous.training.recipe import Recipe, choose_recipe, load_recipe
+from vitreous.training.run import FORMAT
+from vitreous.weights import import_weights
+
+
+def split_options(
+    data: str | Path | Dataset, seed: int, changes: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the options that decide how data are read and split, as they were resolved, and the other changes."""
+    names = {field.name for field in dataclasses.fields(DataConfig)}
+    given = {name: value for name, value in changes.items() if name in names and value is not None}
+    if isinstance(data, Dataset) and given:
+        raise ConfigError(
+            f"Cannot split the data set {data.name}. Expected no options of the data beside a Dataset. "
+            f"Received: {', '.join(given)}. Pass them to load_dataset."
+        )
+    config = DataConfig.from_dict(given)
+    return {"seed": seed, **without_none(config.to_dict())}, {k: v for k, v in changes.items() if k not in names}
+
+
+def settle_recipe(
+    recipe: str | Path | Recipe | None, dataset: Dataset, changes: Mapping[str, Any]
+) -> tuple[str, Recipe]:
+    """Returns the recipe's name and the recipe with all changes in it."""
+    if isinstance(recipe, Recipe):
+        name, base = "(from Python)", recipe
+    else:
+        name = str(
+            recipe or choose_recipe(dataset.name if dataset.root is None else "", _median_side(dataset.splits["train"]))
+        )
+        base = load_recipe(recipe or name)
+    changes = {key: value for key, value in changes.items() if value is not None}
+    if "model" in changes and changes["model"] != base.model and "image_size" not in changes:
+        changes["image_size"] = None  # the recipe's size was meant for the recipe's model
+    return name, base.merge(changes)
+
+
+def random_start(recipe: Recipe, num_classes: int) -> ModelSpec:
+    """Returns the model of a recipe."""
+    return get_spec(
+        recipe.model,
+        num_classes=num_classes,
+        image_size=recipe.image_size,
+        num_channels=recipe.num_channels,
+        **recipe.architecture,
+    )
+
+
+def pretrained_start(
+    source: str | Path, name: str | None, recipe: Recipe, dataset: Dataset, reporter: Reporter
+) -> tuple[ModelSpec, list[np.ndarray], Recipe]:
+    """Returns the model of some weights, the weights, and the recipe with that model in it."""
+    report = import_weights(
+        source,
+        model=name,
+        num_classes=len(dataset.class_names),
+        image_size=recipe.image_size,
+        dtype="float32",
+        **recipe.architecture,
+    )
+    for line in report.summary().splitlines():
+        reporter.note(f"Weights  {line}")
+    model = report.model
+    spec = ModelSpec(name=model.name, config=model.config, input=report.input_spec)
+    settled = dataclasses.replace(recipe, model=model.name, num_channels=model.config.num_channels)
+    return spec, model.get_weights(), settled
+
+
+def _median_side(images: ImageSet, sample: int = 64) -> float:
+    """Returns the median shorter side, in pixels, of up to `sample` images spread over the set."""
+    chosen = np.unique(np.linspace(0, len(images) - 1, min(sample, len(images))).astype(int))
+    return float(np.median([min(image.shape[:2]) for image in readable(images, chosen)] or [224]))
+
+
+def readable(images: ImageSet, indices: Iterable[int], num_channels: int = 3) -> Iterator[np.ndarray]:
+    """Yields the images at `indices` that can be decoded; the loaders name the others."""
+    for i in indices:
+        with suppress(ImageError):
+            yield images.load(int(i), num_channels)
+
+
+def say_plan(
+    reporter: Reporter, dataset: Dataset, recipe_name: str, recipe: Recipe, spec: ModelSpec, policy: str
+) -> None:
+    """Says what will be trained on what, and what a quick look at the data finds."""
+    counts = ", ".join(f"{len(images):,} {split}" for split, images in dataset.splits.items())
+    reporter.note(f"Data     {dataset.name}: {len(dataset.class_names)} classes; images: {counts}")
+    for note in dataset.notes:
+        reporter.note(f"         {note}")
+    if dataset.num_ignored:
+        reporter.note(f"         {dataset.num_ignored} files that are no images were passed over")
+    if dataset.broken:
+        name, reason = next(iter(dataset.broken.items()))
+        reporter.warn(f"{len(dataset.broken)} images cannot be read and are left out, such as {name}: {reason}")
+    for finding in inspect_fast(dataset).findings:
+        if finding.severity != "note" and finding.kind != "unreadable":
+            reporter.warn(finding.summary())
+    height, width = spec.config.image_size
+    reporter.note(
+        f"Model    {spec.name}: {count_parameters(spec.config) / 1e6:.2f}M parameters, {height}x{width} pixels, "
+        f"{spec.config.num_patches} patches"
+    )
+    length = f"{recipe.time} of training" if recipe.time else f"{recipe.epochs} epochs"
+    precision = "bfloat16 (weights float32)" if policy == "mixed_bfloat16" else "float32"
+    reporter.note(f"Recipe   {recipe_name}: {length}, batches of {recipe.batch_size}, {precision}")
+
+
+CONFIG_HEAD = """\
+# How this run was made: every option as it was resolved. `vitreous train DATA --recipe FILE` reads a file with the
+# contents of the [recipe] table.
+"""
+
+
+def describe_run(
+    dataset: Dataset, recipe_name: str, recipe: Recipe, spec: ModelSpec, split: dict[str, Any], policy: str
+) -> dict[str, Any]:
+    """Returns what config.toml will hold."""
+    backend = keras.backend.backend()
+    return {
+        "format": FORMAT,
+        "seed": split["seed"],
+        "command": shlex.join(["vitreous", *sys.argv[1:]]) if _is_command_line() else "vitreous.train(...)",
+        "recipe_name": recipe_name,
+        "model": {"name": spec.name, **spec.config.to_dict()},
+        "input": spec.input.to_dict(),
+        "data": {
+            "name": dataset.name,
+            "root": _root(dataset),
+            "fingerprint": dataset.fingerprint,
+            "class_names": list(dataset.class_names),
+            "is_multi_label": dataset.is_multi_label,
+            "num_images": {split: len(images) for split, images in dataset.splits.items()},
+            "split": split,
+            "notes": dataset.notes,
+        },
+        "recipe": recipe.to_dict(),
+        "versions": {
+            "vitreous": __version__,
+            "python": platform.python_version(),
+            "keras": keras.version(),
+            "backend": f"{backend} {importlib.import_module(backend).__version__}",
+            "policy": policy,
+            "numpy": np.__version__,
+            "machine": f"{platform.system()} {platform.machine()}",
+        },
+    }
+
+
+def _root(dataset: Dataset) -> str:
+    """Returns where the data came from: its folder, or a word in brackets."""
+    if dataset.root is not None:
+        return str(source_path(dataset.root))
+    return "(built in)" if dataset.name in BUILT_IN else "(from Python)"
+
+
+def _is_command_line() -> bool:
+    return Path(sys.argv[0]).name == "vitreous" or Path(sys.argv[0]).parts[-2:] == ("vitreous", "__main__.py")
+
+
+def without_none(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a copy without the keys whose value is None, which TOML cannot hold."""
+    return {
+        key: without_none(value) if isinstance(value, Mapping) else value
+        for key, value in values.items()
+        if value is not None
+    }
+
+
+def free_path(name: str) -> Path:
+    """Returns the first `runs/NAME-N` that does not exist."""
+    number = 1
+    while (path := Path("runs", f"{name}-{number}")).exists():
+        number += 1
+    return path
