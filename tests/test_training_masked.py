@@ -6,7 +6,7 @@ import pytest
 from layer_harness import to_numpy
 
 from vitreous.data import Batch
-from vitreous.errors import ConfigError
+from vitreous.errors import ConfigError, RunError
 from vitreous.model import VisionTransformer
 from vitreous.spec import InputSpec, ViTConfig
 from vitreous.training.masked import MaskedAutoencoder, reconstruction_loss
@@ -93,3 +93,40 @@ def test_refuses_what_cannot_be_masked():
         create(patch_strides=2)
     with pytest.raises(ConfigError, match=r"num_patches=16, mask_rate=0\.99"):
         create(mask_rate=0.99)
+
+
+def test_pretrain_leaves_an_encoder_that_training_starts_from(tmp_path):
+    import vitreous
+    from vitreous.data import Dataset, ImageSet
+
+    rng = np.random.default_rng(0)
+    ramp = np.linspace(0, 255, 16)
+    labels = rng.integers(0, 2, 80)
+    images = np.where(labels[:, None, None, None] == 1, ramp[None, :, None, None], ramp[None, None, :, None]) * np.ones(
+        (1, 16, 16, 3)
+    )
+    every = ImageSet([f"{i}" for i in range(80)], labels, arrays=images.astype("uint8"))
+    splits = {"train": every.take(range(60)), "test": every.take(range(60, 80))}
+    dataset = Dataset(name="ramps", root=None, class_names=("upright", "level"), splits=splits)
+    options = {
+        "model": "vit_pico_patch4_32",
+        "image_size": (16, 16),
+        "epochs": 2,
+        "batch_size": 16,
+        "architecture": {"num_blocks": 2},
+    }
+    run = vitreous.pretrain(dataset, out=tmp_path / "pre", **options)
+    assert {path.name for path in run.path.iterdir()} == {
+        *("README.md", "config.toml", "curves.png", "history.csv", "metrics.json", "model.keras", "patches.png"),
+        "reconstruction.png",
+    }
+    assert run.config["data"]["num_images"] == {"train": 57, "val": 3}  # the test images are left out
+    assert 0 < run.metrics["val_loss"] < 2
+    encoder = run.load_model()
+    assert encoder.head is None
+    still = {"learning_rate": 1e-12, "weight_decay": 0.0}
+    tuned = vitreous.train(dataset, out=tmp_path / "run", pretrained=run.path, epochs=1, optimizer=still)
+    for a, b in zip(encoder.weights, tuned.load_model().weights, strict=False):
+        np.testing.assert_allclose(to_numpy(a), to_numpy(b), atol=1e-6)
+    with pytest.raises(RunError, match=r"Received: a run without classes"):
+        vitreous.predict(run, tmp_path / "pre" / "patches.png")

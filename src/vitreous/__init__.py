@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from vitreous.prediction import evaluate, predict
     from vitreous.registry import get_spec, list_models, list_weights
     from vitreous.spec import InputSpec, ModelSpec, ViTConfig, WeightsSource
+    from vitreous.training.pretrainer import pretrain
     from vitreous.training.run import load_run
     from vitreous.training.trainer import train
     from vitreous.weights import export_weights, import_weights
@@ -43,6 +44,7 @@ __all__ = [
     "get_spec",
     "load_dataset",
     "train",
+    "pretrain",
     "load_run",
     "evaluate",
     "predict",
@@ -71,6 +73,7 @@ _HOMES = {
     "get_spec": "vitreous.registry",
     "load_dataset": "vitreous.data",
     "train": "vitreous.training.trainer",
+    "pretrain": "vitreous.training.pretrainer",
     "load_run": "vitreous.training.run",
     "evaluate": "vitreous.prediction",
     "predict": "vitreous.prediction",

@@ -18,7 +18,7 @@ from vitreous import __version__
 from vitreous.backend import select_backend
 from vitreous.errors import ConfigError, VitreousError
 from vitreous.spec import AugmentConfig, DataConfig, ViTConfig
-from vitreous.training.recipe import NOT_ARCHITECTURE, OptimizerConfig, Recipe
+from vitreous.training.recipe import NOT_ARCHITECTURE, MaskedConfig, OptimizerConfig, Recipe
 
 if typing.TYPE_CHECKING:
     from vitreous.data.inspection import Inspection
@@ -61,12 +61,14 @@ def _optional(record: type, name: str, without: Sequence[str] = ()) -> Any:
 
 if typing.TYPE_CHECKING:
     DataOptions: typing.TypeAlias = Any
+    MaskedOptions: typing.TypeAlias = Any
     ColumnOptions: typing.TypeAlias = Any
     RecipeOptions: typing.TypeAlias = Any
     OptimizerOptions: typing.TypeAlias = Any
     AugmentOptions: typing.TypeAlias = Any
     ArchitectureOptions: typing.TypeAlias = Any
 else:
+    MaskedOptions = _optional(MaskedConfig, "MaskedOptions")
     DataOptions = _optional(DataConfig, "DataOptions", without=("num_folds",))
     ColumnOptions = _optional(
         DataConfig,
@@ -175,6 +177,65 @@ def train(
     pictures = [f"{name}.png" for name in names if (path / f"{name}.png").exists()]
     print(f"Look at  {path}/README.md, {', '.join(pictures)}")
     print(f"Use it   vitreous predict {shlex.quote(str(path))} IMAGE...")
+    return 130 if run.metrics["is_interrupted"] else 0
+
+
+@app.command
+def pretrain(
+    data: str,
+    /,
+    *,
+    out: Path | None = None,
+    recipe: str | None = None,
+    image_size: str | None = None,
+    seed: int = 0,
+    overwrite: Annotated[bool, Parameter(negative=())] = False,
+    backend: Backend | None = None,
+    masked: Annotated[MaskedOptions | None, Parameter(name="*", group=_RECIPE)] = None,
+    options: Annotated[RecipeOptions | None, Parameter(name="*", group=_RECIPE)] = None,
+    optimizer: Annotated[OptimizerOptions | None, Parameter(group=_OPTIMIZER)] = None,
+    augment: Annotated[AugmentOptions | None, Parameter(group=_AUGMENTATION)] = None,
+    architecture: Annotated[ArchitectureOptions | None, Parameter(group=_ARCHITECTURE)] = None,
+) -> int:
+    """Train an encoder on images without labels: most patches are hidden, and it learns to fill them in.
+
+    Then start a classifier from it: vitreous train LABELLED --pretrained RUN. Worth it where you have many images and
+    few labels.
+
+    Args:
+        data: Any source of images, labelled or not; test images are left out where there are some.
+        out: Folder of the run. Default: the first free runs/DATA-pretrained-N.
+        recipe: Name of a recipe, or a TOML file. Default: chosen from the data.
+        image_size: Image height and width in pixels: 224, or 192x256. Default: the recipe's.
+        seed: Decides which images validate, first weights, order, augmentation and what is hidden.
+        overwrite: Replace a run that lies at --out, once the new one is whole.
+        backend: Keras backend. Default: KERAS_BACKEND, else the fastest one installed for this hardware.
+        masked: What is hidden, and what fills it in.
+        options: Values that differ from the recipe's.
+        optimizer: Values that differ from the recipe's.
+        augment: Values that differ from the recipe's.
+        architecture: Values in which the model differs from its name's.
+    """
+    changes = {
+        **_changes(options),
+        "image_size": _parse_size(image_size, "image-size"),
+        "optimizer": _changes(optimizer) or None,
+        "augment": _changes(augment) or None,
+        "architecture": _changes(architecture) or None,
+        "masked": MaskedConfig(**_changes(masked)),
+    }
+    _start_backend(backend)
+    from vitreous.training import pretrain as pretrain_run
+    from vitreous.training.progress import create_reporter, format_seconds
+
+    changes |= {"out": out, "recipe": recipe, "seed": seed, "overwrite": overwrite}
+    run = pretrain_run(data, reporter=create_reporter(), **changes)
+    print(f"Trained  {format_seconds(run.metrics['train_seconds'])}, {run.metrics['num_images_seen']:,} images")
+    if run.metrics["val_loss"] is not None:
+        print(f"Val      loss {run.metrics['val_loss']:.3f} on hidden patches (the mean alone: 1)")
+    path = Path(os.path.relpath(run.path)) if run.path.is_relative_to(Path.cwd()) else run.path
+    print(f"Look at  {path}/README.md, reconstruction.png, curves.png")
+    print(f"Use it   vitreous train DATA --pretrained {shlex.quote(str(path))}")
     return 130 if run.metrics["is_interrupted"] else 0
 
 

@@ -78,6 +78,7 @@ def predict(
             f"Cannot name classes. Expected top_k of at least 1. Received: top_k={top_k}. Pass 1 or more."
         )
     run = run if isinstance(run, Run) else load_run(run)
+    run.check_has_classes()
     found = load_images(images, DataConfig(image_column=image_column))
     spec = run.input_spec
     infer = create_predict_function(run.load_model(), spec)
@@ -166,6 +167,7 @@ def evaluate(
         RunError: If `run` is no run.
     """
     run = run if isinstance(run, Run) else load_run(run)
+    run.check_has_classes()
     record = run.config["data"]
     if data is None and record["root"] == "(from Python)":
         raise DataError(

@@ -8,6 +8,7 @@ colour-blind readers tell apart; where a colour says something, a sign or a word
 from vitreous.figures.augmentation import draw_augmentation
 from vitreous.figures.canvas import shorten
 from vitreous.figures.patches import GAP, compose_mosaic, draw_patches
+from vitreous.figures.reconstruction import draw_reconstruction
 from vitreous.figures.results import draw_confusion, draw_curves, draw_labels, draw_predictions
 
 __all__ = [
@@ -19,5 +20,6 @@ __all__ = [
     "draw_labels",
     "draw_patches",
     "draw_predictions",
+    "draw_reconstruction",
     "shorten",
 ]

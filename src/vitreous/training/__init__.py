@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vitreous.training.folds import train_folds
+    from vitreous.training.pretrainer import pretrain
     from vitreous.training.run import Run, load_model, load_run
     from vitreous.training.trainer import train
 
-__all__ = ["Run", "load_model", "load_run", "train", "train_folds"]
+__all__ = ["Run", "load_model", "load_run", "pretrain", "train", "train_folds"]
 
 
 def __getattr__(name: str) -> Any:
@@ -22,6 +23,10 @@ def __getattr__(name: str) -> Any:
         from vitreous.training.folds import train_folds
 
         return train_folds
+    if name == "pretrain":
+        from vitreous.training.pretrainer import pretrain
+
+        return pretrain
     if name == "train":
         from vitreous.training.trainer import train
 

@@ -100,6 +100,7 @@ def fit(
     budget_seconds: float | None = None,
     num_parts: int = 1,
     patience_epochs: int | None = None,
+    has_answers: bool = True,
     reporter: Reporter | None = None,
     interrupt: Interrupt | None = None,
     on_row: Callable[[list[dict[str, Any]]], None] | None = None,
@@ -119,6 +120,7 @@ def fit(
         budget_seconds: Wall-clock time to train for; the schedule follows the clock and ends with it.
         num_parts: Parts that a batch is worked off in.
         patience_epochs: Training ends once so many epochs have brought no better score. Default: never.
+        has_answers: Whether `loss` counts right answers, so that there is an accuracy to show.
         reporter: Where progress is shown.
         interrupt: Ends training after the step at hand once it is set. Default: nothing does.
         on_row: Called with all rows so far after each new one.
@@ -185,7 +187,7 @@ def fit(
                         progress=progress,
                         epoch=epoch,
                         loss=recent[0] / max(recent[2], 1),
-                        accuracy=recent[1] / max(recent[3], 1),
+                        accuracy=recent[1] / max(recent[3], 1) if has_answers else None,
                         images_per_second=(history.num_images - shown_images) / (now - shown_time),
                         seconds_left=(now - start) * (1 - progress) / max(progress, 1e-6),
                     )
@@ -203,7 +205,7 @@ def fit(
                 "seconds": 0.0,
                 "learning_rate": rate,
                 "train_loss": float(loss_sum) / row_steps,
-                "train_accuracy": float(correct_sum) / max(row_images, 1),
+                **({"train_accuracy": float(correct_sum) / max(row_images, 1)} if has_answers else {}),
                 "images_per_second": row_images / seconds,
             }
             if evaluate is not None:

@@ -42,7 +42,7 @@ class Status:
         progress: Share done, in [0, 1].
         epoch: Passes over the data begun, from 1.
         loss: Smoothed training loss, in nats.
-        accuracy: Smoothed training accuracy, in [0, 1].
+        accuracy: Smoothed training accuracy, in [0, 1]; None where there are no answers.
         images_per_second: Lately.
         seconds_left: Estimate.
     """
@@ -55,7 +55,7 @@ class Status:
         progress: float,
         epoch: int,
         loss: float,
-        accuracy: float,
+        accuracy: float | None,
         images_per_second: float,
         seconds_left: float,
     ):
@@ -67,19 +67,22 @@ class Status:
         self.seconds_left = seconds_left
 
     def __str__(self) -> str:
+        accuracy = "" if self.accuracy is None else f"acc {self.accuracy:.1%}  "
         return (
-            f"epoch {self.epoch}  loss {self.loss:.3f}  acc {self.accuracy:.1%}  "
+            f"epoch {self.epoch}  loss {self.loss:.3f}  {accuracy}"
             f"{self.images_per_second:.0f} img/s  {format_seconds(self.seconds_left)} left"
         )
 
 
 def format_row(row: Mapping[str, Any]) -> str:
     """Returns one row of the history as a line."""
-    text = f"epoch {row['epoch']:>3}  train loss {row['train_loss']:.3f} acc {row['train_accuracy']:.1%}"
-    if row.get("val_accuracy") is not None:
-        text += f"  val loss {row['val_loss']:.3f} acc {row['val_accuracy']:.1%}"
-    if row.get("val_mean_average_precision") is not None:
-        text += f" mAP {row['val_mean_average_precision']:.1%}"
+    text = f"epoch {row['epoch']:>3}"
+    for split in ("train", "val"):
+        if row.get(f"{split}_loss") is not None:
+            text += f"  {split} loss {row[f'{split}_loss']:.3f}"
+        for name, label in (("accuracy", "acc"), ("mean_average_precision", "mAP")):
+            if row.get(f"{split}_{name}") is not None:
+                text += f" {label} {row[f'{split}_{name}']:.1%}"
     return f"{text}  {row['images_per_second']:.0f} img/s  {format_seconds(row['seconds'])}"
 
 

@@ -82,6 +82,21 @@ class OptimizerConfig(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class MaskedConfig(Record):
+    """How images are hidden and filled in.
+
+    Args:
+        mask_rate: Share of the patches that is hidden, in (0, 1).
+        decoder_dim: Width of the decoder, a multiple of 64.
+        num_decoder_blocks: Its blocks.
+    """
+
+    mask_rate: float = 0.75
+    decoder_dim: int = 128
+    num_decoder_blocks: int = 2
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe(Record):
     """Everything that decides a training run but the data and the seed.
 

@@ -59,13 +59,22 @@ class Run:
         """Whether an image may have several labels, or none: probabilities are then a sigmoid's."""
         return bool(self.config["data"].get("is_multi_label", False))
 
+    def check_has_classes(self) -> None:
+        """Raises `RunError` for a run that answers nothing: one of `pretrain`."""
+        if not self.class_names:
+            raise RunError(
+                f"Cannot classify with {self.path}. Expected a run of `vitreous train`. Received: a run "
+                "without classes, as `vitreous pretrain` leaves it. "
+                f"Train from it: vitreous train DATA --pretrained {self.path}."
+            )
+
     @property
     def input_spec(self) -> InputSpec:
         """What images must go through before they enter the model."""
         return InputSpec.from_dict(self.config["input"])
 
     def load_model(self) -> "VisionTransformer":
-        """Loads the trained model, in float32.
+        """Loads the trained model, in float32; of a pretraining run, the encoder.
 
         Raises:
             RunError: If `model.keras` is missing or damaged.

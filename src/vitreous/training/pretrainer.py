@@ -1,0 +1,296 @@
+"""From unlabelled images to a run folder with an encoder: masked autoencoding, the whole way."""
+
+import dataclasses
+import json
+import random
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tomli_w
+
+from vitreous import __version__
+from vitreous.backend import select_precision
+from vitreous.data import Dataset, Loader, load_dataset, load_images, resize_image
+from vitreous.errors import ConfigError, DataError
+from vitreous.evaluation import collect_logits
+from vitreous.figures import draw_reconstruction
+from vitreous.model import VisionTransformer, create_predict_function, normalize_images
+from vitreous.registry import count_parameters, get_spec
+from vitreous.spec import InputSpec, ModelSpec
+from vitreous.training.fit import Evaluation, History, Interrupt, fit
+from vitreous.training.masked import MaskedAutoencoder, reconstruction_loss
+from vitreous.training.optimizer import Optimizer
+from vitreous.training.planning import (
+    CONFIG_HEAD,
+    describe_run,
+    free_path,
+    readable,
+    say_plan,
+    settle_recipe,
+    split_options,
+    without_none,
+)
+from vitreous.training.progress import Reporter
+from vitreous.training.recipe import MaskedConfig, Recipe
+from vitreous.training.results import draw_run, evaluation_loader
+from vitreous.training.run import Run, RunWriter, load_run
+
+_NUM_SHOWN = 6
+_MOST_VALIDATED = 2000  # images
+# What a recipe for labels would do worse here: large crops keep what has to be filled in.
+_CHANGES: dict[str, Any] = {
+    "optimizer": {"learning_rate": 1e-3, "label_smoothing": 0.0, "layer_decay": 1.0, "trained": "all"},
+    "augment": {
+        "crop_scale": (0.5, 1.0),
+        "mixup_alpha": 0.0,
+        "cutmix_alpha": 0.0,
+        "policy": "none",
+        "erasing_rate": 0.0,
+    },
+    "architecture": {"stochastic_depth_rate": 0.0, "patch_dropout_rate": 0.0},
+    "balance": "none",
+}
+
+
+def pretrain(
+    data: str | Path | Dataset,
+    *,
+    out: str | Path | None = None,
+    recipe: str | Path | Recipe | None = None,
+    masked: MaskedConfig | None = None,
+    seed: int = 0,
+    overwrite: bool = False,
+    reporter: Reporter | None = None,
+    **changes: Any,
+) -> Run:
+    """Trains an encoder on images without labels and leaves a run folder to start a classifier from.
+
+    Most patches of each image are hidden, and the model learns to fill them in (`MaskedAutoencoder`). Afterwards:
+    `train(data, pretrained=run.path)`.
+
+    Args:
+        data: Any source of images, as for `load_dataset` or `load_images`: a folder of images, with or without classes.
+            Of a source with splits the training images are used, and test images never.
+        out: Where the run goes. Default: the first free `runs/DATA-pretrained-N`.
+        recipe: A recipe, its name, or a TOML file. Default: chosen from the data. Labels, mixing and stochastic depth
+            of the recipe are turned off.
+        masked: How images are hidden and filled in.
+        seed: Decides which images validate, first weights, order, augmentation and what is hidden.
+        overwrite: Whether a run at `out` may be replaced (once the new one is whole).
+        reporter: Where progress is shown. Default: nowhere.
+        **changes: Fields of `DataConfig` and of `Recipe`, as for `train`.
+
+    Returns:
+        The run: `model.keras` is the encoder, without a head; `run.metrics["val_loss"]` says how well it fills in.
+
+    Raises:
+        DataError: If there are no images.
+        ConfigError: If an option cannot work.
+        RunExistsError: If a run lies at `out` and `overwrite` is False.
+        TrainingError: If the loss is no longer finite.
+    """
+    reporter, masked = reporter or Reporter(), masked or MaskedConfig()
+    split, changes = split_options(data, seed, changes)
+    dataset = _unlabelled(data, split, seed)
+    recipe_name, settled = settle_recipe(recipe, dataset, {})
+    settled = settled.merge(_CHANGES).merge({key: value for key, value in changes.items() if value is not None})
+    spec = get_spec(
+        settled.model,
+        num_classes=0,
+        image_size=settled.image_size,
+        num_channels=settled.num_channels,
+        **{**settled.architecture, "patch_dropout_rate": 0.0, "use_distillation_head": False},
+    )
+    spec = dataclasses.replace(spec, input=spec.input.replace(resize_mode=settled.resize_mode))
+    images = dataset.splits["train"]
+    batch_size = min(settled.batch_size, len(images)) // settled.num_parts * settled.num_parts
+    num_epochs = settled.epochs
+    if settled.epochs is None and settled.time is None:
+        num_epochs = max(round(settled.num_examples_seen / len(images)), 1)
+    settled = dataclasses.replace(settled, batch_size=batch_size, epochs=num_epochs)
+    if settled.augment.has_mixing:
+        raise ConfigError(
+            "Cannot pretrain. Expected images that are not mixed: there are no labels to mix with them. "
+            f"Received: mixup_alpha={settled.augment.mixup_alpha:g}, cutmix_alpha={settled.augment.cutmix_alpha:g}. "
+            "Pass 0 for both."
+        )
+    loader = Loader(
+        images,
+        spec.input,
+        batch_size=batch_size,
+        augment=settled.augment,
+        shuffle=True,
+        cache=settled.cache,
+        max_bad_fraction=settled.max_bad,
+        report=reporter.warn,
+        drop_last=len(images) % batch_size < len(images) / 10,
+        seed=seed,
+    )
+    policy = select_precision(settled.precision, keras.backend.backend())
+    writer = RunWriter(out or free_path(f"{dataset.name}-pretrained"), overwrite=overwrite)
+    config = {
+        **describe_run(dataset, recipe_name, settled, spec, split, policy),
+        "task": "pretrain",
+        "masked": masked.to_dict(),
+    }
+    with Interrupt() as interrupt:
+        try:
+            say_plan(reporter, dataset, recipe_name, settled, spec, policy)
+            writer.write_text("config.toml", CONFIG_HEAD + tomli_w.dumps(without_none(config)))
+            _pretrain(reporter, interrupt, writer, dataset, loader, settled, masked, spec, config, policy)
+        except BaseException:
+            reporter.close()
+            writer.discard()
+            raise
+        return load_run(writer.finish())
+
+
+def _unlabelled(data: str | Path | Dataset, split: dict[str, Any], seed: int) -> Dataset:
+    """Returns the images to train on, and a few to validate with."""
+    if isinstance(data, Dataset):
+        images, name, root, notes = data.splits["train"], data.name, data.root, []
+    else:
+        try:
+            found = load_dataset(data, **split)
+        except DataError as error:
+            images = load_images(data)
+            name, root = Path(str(data)).name or "images", Path(str(data))
+            notes = [f"all {len(images):,} images are used; as a labelled set: {error}"]
+        else:
+            images, name, root = found.splits["train"], found.name, found.root
+            held_out = [part for part in found.splits if part != "train"]
+            notes = [f"labels are not used; {' and '.join(held_out)} images are left out"] if held_out else []
+    order = np.random.default_rng((seed, 1)).permutation(len(images))
+    num_val = min(len(images) // 20, _MOST_VALIDATED)
+    splits = {"train": images.take(np.sort(order[num_val:]))}
+    if num_val:
+        splits["val"] = images.take(np.sort(order[:num_val]))
+        notes.append(f"val is {num_val} of these images, drawn with seed {seed}")
+    unlabelled = {part: chosen.with_labels(np.full(len(chosen), -1)) for part, chosen in splits.items()}
+    return Dataset(name=name, root=root, class_names=(), splits=unlabelled, notes=notes)
+
+
+def _pretrain(
+    reporter: Reporter,
+    interrupt: Interrupt,
+    writer: RunWriter,
+    dataset: Dataset,
+    loader: Loader,
+    settled: Recipe,
+    masked: MaskedConfig,
+    spec: ModelSpec,
+    config: dict[str, Any],
+    policy: str,
+) -> None:
+    """Trains, saves, measures and draws into `writer`'s folder."""
+    state = random.getstate()
+    random.seed(config["seed"])
+    model, average = (
+        MaskedAutoencoder(
+            VisionTransformer(spec.config, name=spec.name, dtype=policy), dtype=policy, **masked.to_dict()
+        )
+        for _ in range(2)
+    )
+    random.setstate(state)
+    val = evaluation_loader(dataset.splits.get("val"), spec.input, min(settled.batch_size * 2, 256))
+    loader.cache_folder = writer.partial
+    history = fit(
+        model,
+        average,
+        loader,
+        optimizer=Optimizer(model.trainable_variables, settled.optimizer, num_blocks=spec.config.num_blocks),
+        input_spec=spec.input,
+        config=settled.optimizer,
+        loss=reconstruction_loss,
+        has_answers=False,
+        evaluate=None if val is None else _create_evaluate(average, val, spec.input),
+        num_epochs=settled.epochs,
+        budget_seconds=settled.budget_seconds,
+        num_parts=settled.num_parts,
+        reporter=reporter,
+        interrupt=interrupt,
+        on_row=writer.write_history,
+    )
+    loader.close()
+    reporter.close()
+    encoder = VisionTransformer(spec.config, name=spec.name, dtype="float32")
+    encoder.set_weights(average.encoder.get_weights())
+    encoder.save(writer.partial / "model.keras")
+    metrics = {
+        "val_loss": history.rows[-1].get("val_loss") if history.rows else None,
+        "train_seconds": history.seconds,
+        "num_steps": history.num_steps,
+        "num_images_seen": history.num_images,
+        "num_parameters": count_parameters(spec.config),
+        "is_interrupted": history.is_interrupted,
+        "broken_files": {**dataset.broken, **loader.broken, **(val.broken if val else {})},
+        "num_replaced": loader.num_replaced,
+    }
+    draw_run(writer.partial, history, dataset, spec)
+    _draw(average, dataset, spec.input, writer.partial / "reconstruction.png")
+    writer.write_text("metrics.json", json.dumps(metrics, indent=2))
+    writer.write_text("README.md", _readme(writer.path, config, metrics, history))
+
+
+def _create_evaluate(
+    model: MaskedAutoencoder, loader: Loader, input_spec: InputSpec
+) -> Callable[[], Evaluation | None]:
+    predict = create_predict_function(model, input_spec)
+
+    def evaluate() -> Evaluation | None:
+        errors, _, _ = collect_logits(predict, loader.epoch(0))
+        loss = float(errors.mean()) if len(errors) else None
+        return None if loss is None else Evaluation((-loss,), {"loss": loss})
+
+    return evaluate
+
+
+def _draw(model: MaskedAutoencoder, dataset: Dataset, input_spec: InputSpec, out: Path) -> None:
+    images = dataset.splits.get("val", dataset.splits["train"])
+    found = []
+    for image in readable(images, range(len(images)), input_spec.num_channels):
+        found.append(resize_image(image, input_spec))
+        if len(found) == _NUM_SHOWN:
+            break
+    if not found:
+        return
+    batch = np.stack(found)
+    normalized = normalize_images(keras.ops.convert_to_tensor(batch), input_spec)
+    mean, std = (np.array(values) for values in (input_spec.mean, input_spec.std))
+    seen, filled = (
+        np.clip(np.round(255 * (keras.ops.convert_to_numpy(values) * std + mean)), 0, 255).astype("uint8")
+        for values in model.reconstruct(normalized)
+    )
+    draw_reconstruction(list(batch), list(seen), list(filled), out)
+
+
+def _readme(path: Path, config: dict[str, Any], metrics: dict[str, Any], history: History) -> str:
+    """Returns what the folder says about itself."""
+    loss = "" if metrics["val_loss"] is None else f", validation loss **{metrics['val_loss']:.3f}**"
+    name = shlex.quote(path.name)
+    lines = [
+        f"# {path.name}",
+        "",
+        f"{config['model']['name']}, an encoder pretrained on {config['data']['num_images']['train']:,} images of "
+        f"{config['data']['name']} without labels{loss}: the mean squared error on hidden patches, each brought to "
+        "mean 0 and variance 1; an answer of nothing but the mean has 1.",
+        "",
+        f"{metrics['num_images_seen']:,} images seen in {history.seconds:.0f} s, seed {config['seed']}"
+        + (", interrupted." if history.is_interrupted else "."),
+        "",
+        f"Made by vitreous {__version__} with `{config['command']}`.",
+        "",
+        "- `model.keras`: the encoder; it has no head",
+        "- `config.toml`: every option, the data, versions",
+        "- `history.csv`, `curves.png`: training as it went",
+        "- `reconstruction.png`: images, what the model sees of them, and what it makes of that",
+        "- `metrics.json`: numbers",
+        "",
+        f"Train a classifier from it: `vitreous train DATA --pretrained {name}` in the folder above.",
+        "",
+    ]
+    return "\n".join(lines)
