@@ -261,7 +261,7 @@ def test_what_was_learnt_survives_a_failure_after_training(folder, tmp_path, mon
     def fail(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("vitreous.training.trainer.draw_curves", fail)
+    monkeypatch.setattr("vitreous.training.results.draw_curves", fail)
     with pytest.raises(KeyboardInterrupt):
         vitreous.train(folder, out=tmp_path / "run", epochs=1, **SMALL)
     (partial,) = tmp_path.glob(".run-*.partial")
@@ -483,6 +483,13 @@ def test_training_ends_early_and_keeps_the_best(tmp_path, capsys):
     last = load_model(run.path / "last.keras")
     assert not np.array_equal(last.get_weights()[0], run.load_model().get_weights()[0])
     assert f"Best     validation at epoch {best['epoch']}" in capsys.readouterr().out
+
+
+def test_three_bad_images_never_stop_training():
+    assert Recipe(max_bad=0.01).get_bad_fraction(48) == 3 / 48
+    assert Recipe(max_bad=0.01).get_bad_fraction(1000) == 0.01
+    assert Recipe(max_bad=0.01).get_bad_fraction(2) == 0.99
+    assert Recipe(max_bad=0.0).get_bad_fraction(48) == 0
 
 
 def test_several_labels_an_image(tmp_path):

@@ -125,7 +125,7 @@ def pretrain(
         augment=settled.augment,
         shuffle=True,
         cache=settled.cache,
-        max_bad_fraction=settled.max_bad,
+        max_bad_fraction=settled.get_bad_fraction(len(images)),
         report=reporter.warn,
         drop_last=len(images) % batch_size < len(images) / 10,
         seed=seed,

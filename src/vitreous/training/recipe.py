@@ -16,6 +16,7 @@ NOT_ARCHITECTURE = ("image_size", "num_channels", "num_classes", "has_dynamic_si
 
 Balance = Literal["none", "weights", "sampling", "logits"]
 
+_FEW_BAD = 3  # unreadable images that are no reason to stop, however few images there are
 _UNITS = {"s": 1, "m": 60, "h": 3600}
 
 
@@ -118,7 +119,7 @@ class Recipe(Record):
         cache: Where decoded training images are kept, so that only the first epoch decodes them: memory, disk (a file
             that is removed at the end), none, or auto (memory if all fit, else disk if it has four times the room).
         max_bad: Share of the training images that may be unreadable, in [0, 1): others take their place. Beyond it,
-            training stops and names them.
+            training stops and names them. Above 0, three of them never stop it.
         precision: float32, bfloat16 (weights stay float32), or auto: the faster one on this hardware.
         optimizer: How weights move.
         augment: How training images are varied.
@@ -167,6 +168,10 @@ class Recipe(Record):
         for key in self.architecture:
             if key not in fields:
                 raise UnknownNameError("architecture key", key, fields, f"Keys: {', '.join(fields)}.")
+
+    def get_bad_fraction(self, num_images: int) -> float:
+        """Returns the share of `num_images` that may be unreadable; see `max_bad`."""
+        return min(max(self.max_bad, _FEW_BAD / num_images), 0.99) if self.max_bad else 0.0
 
     @property
     def budget_seconds(self) -> float | None:

@@ -100,7 +100,7 @@ def train(
         shuffle=True,
         class_balanced=settled.balance == "sampling",
         cache=settled.cache,
-        max_bad_fraction=settled.max_bad,
+        max_bad_fraction=settled.get_bad_fraction(len(train_images)),
         report=reporter.warn,
         # A last batch that is not full is left out where that costs an epoch less than a tenth of its images.
         drop_last=len(train_images) % settled.batch_size < len(train_images) / 10,
