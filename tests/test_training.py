@@ -19,6 +19,7 @@ from vitreous.data import Dataset, ImageSet, load_dataset
 from vitreous.errors import (
     ConfigError,
     DataError,
+    ImageError,
     MissingPathError,
     RunError,
     RunExistsError,
@@ -26,6 +27,7 @@ from vitreous.errors import (
     UnknownNameError,
 )
 from vitreous.evaluation import compute_metrics, get_headline, summarize_metrics
+from vitreous.figures import draw_curves
 from vitreous.training.progress import LineReporter, format_seconds
 from vitreous.training.recipe import Recipe, choose_recipe, describe_recipe, list_recipes, load_recipe, parse_seconds
 from vitreous.training.run import RunWriter, load_model, load_run
@@ -486,7 +488,11 @@ def test_training_ends_early_and_keeps_the_best(tmp_path, capsys):
     assert int(rows[-1]["epoch"]) - int(best["epoch"]) >= 10
     last = load_model(run.path / "last.keras")
     assert not np.array_equal(last.get_weights()[0], run.load_model().get_weights()[0])
-    assert f"Best     validation at epoch {best['epoch']}" in capsys.readouterr().out
+    assert f"Best     validation at epoch {best['epoch']}, accuracy " in capsys.readouterr().out
+    assert "- `last.keras`: the last averaged weights" in (run.path / "README.md").read_text()
+    without = Dataset(name="noise", root=None, class_names=("heads", "tails"), splits={"train": splits["train"]})
+    with pytest.raises(ConfigError, match=r"Received: patience_epochs=2, and no val split\. Pass a val_fraction"):
+        vitreous.train(without, out=tmp_path / "other", patience_epochs=2, **options)
 
 
 def test_three_bad_images_never_stop_training():
@@ -513,7 +519,8 @@ def test_several_labels_an_image(tmp_path):
     assert {"labels.png", "predictions.png"} <= {path.name for path in run.path.iterdir()}
     assert not (run.path / "confusion.png").exists()
     rows = list(csv.DictReader((run.path / "history.csv").open()))
-    assert float(rows[-1]["val_mean_average_precision"]) == pytest.approx(
+    row = rows[-1]
+    assert float(row["val_mean_average_precision"]) == pytest.approx(
         run.metrics["val"]["mean_average_precision"], abs=1e-6
     )
     both = np.zeros((8, 8, 3), "uint8")
@@ -521,6 +528,23 @@ def test_several_labels_an_image(tmp_path):
     Image.fromarray(both).save(tmp_path / "both.png")
     (prediction,) = vitreous.predict(run, tmp_path / "both.png")
     assert min(prediction.probabilities) > 0.5
+    assert set(prediction.labels) == {"red", "green"} and prediction.to_dict()["labels"] == list(prediction.labels)
+    curves = draw_curves({key: [float(row[key])] for key in row if row[key]}, tmp_path / "curves.svg").read_text()
+    assert "mean average precision" in curves
+
+
+def test_predict_leaves_out_what_cannot_be_read(run, tmp_path):
+    (tmp_path / "folder").mkdir()
+    Image.new("RGB", (20, 20)).save(tmp_path / "folder" / "a.png")
+    whole = (tmp_path / "folder" / "a.png").read_bytes()
+    (tmp_path / "folder" / "b.png").write_bytes(whole[: len(whole) // 2])
+    failed = []
+    found = vitreous.predict(run, tmp_path / "folder", on_error=lambda name, reason: failed.append((name, reason)))
+    assert [Path(each.path).name for each in found] == ["a.png"]
+    ((name, reason),) = failed
+    assert name.endswith("b.png") and reason.startswith("a truncated image")
+    with pytest.raises(ImageError, match=r"b\.png"):
+        vitreous.predict(run, tmp_path / "folder")
 
 
 def test_format_seconds():

@@ -79,6 +79,13 @@ def test_class_weights_make_classes_count_alike():
     assert compute(loss, LOGITS, LABELS, MASK)[0] == pytest.approx(each @ weights / weights.sum(), abs=1e-6)
 
 
+def test_class_weights_go_with_the_shares_of_mixed_images():
+    loss = Loss(num_classes=2, class_weights=np.array([2 / 3, 2.0]))
+    logits, targets = np.array([[2.0, 0.0], [0.5, 1.0]], "float32"), np.array([[0.5, 0.5], [0, 1]], "float32")
+    losses = -(targets * loss.class_weights * log_softmax(logits)).sum()
+    assert compute(loss, logits, targets, np.ones(2, "float32"))[0] == pytest.approx(losses / (4 / 3 + 2), abs=1e-6)
+
+
 def test_logit_adjustment_adds_log_frequencies():
     images = ImageSet(list("abcdef"), [0, 0, 0, 1, 1, 2], arrays=np.zeros((6, 2, 2, 3), "uint8"))
     shifted = log_softmax(LOGITS + np.log([3 / 6, 2 / 6, 1 / 6]))

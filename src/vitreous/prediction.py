@@ -11,7 +11,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from vitreous.data import DataConfig, ImageSet, Loader, load_evaluation_images, load_images, resize_image
-from vitreous.errors import ConfigError, DataError
+from vitreous.errors import ConfigError, DataError, ImageError, MissingPathError
 from vitreous.evaluation import collect_logits, compute_metrics, sigmoid, softmax
 from vitreous.model import create_predict_function
 from vitreous.training import Run, load_run
@@ -27,16 +27,20 @@ class Prediction:
         path: The image: its file, or its name in the source that it comes from.
         classes: Class names, the most probable first.
         probabilities: Of these classes, in [0, 1]; they sum to 1 over all classes unless an image may have several.
+        labels: Where an image may have several classes: those with a probability of 1/2 or more, the most probable
+            first. None where it has one.
     """
 
     path: Path | str
     classes: tuple[str, ...]
     probabilities: tuple[float, ...]
+    labels: tuple[str, ...] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain values, fit for JSON."""
         pairs = zip(self.classes, self.probabilities, strict=True)
-        return {"image": str(self.path), "predictions": [{"class": c, "probability": p} for c, p in pairs]}
+        labels = {} if self.labels is None else {"labels": list(self.labels)}
+        return {"image": str(self.path), **labels, "predictions": [{"class": c, "probability": p} for c, p in pairs]}
 
 
 def predict(
@@ -46,6 +50,7 @@ def predict(
     top_k: int = 5,
     image_column: str | None = None,
     on_progress: Callable[[int, int], None] | None = None,
+    on_error: Callable[[str, str], None] | None = None,
 ) -> list[Prediction]:
     """Classifies images.
 
@@ -56,6 +61,8 @@ def predict(
         top_k: How many classes to name for each image, at most.
         image_column: Column of a table that holds the images. Default: found by its name.
         on_progress: Called with the images done and the images in all.
+        on_error: Called with the name of an image that cannot be read, and why; it is then left out. Default: it ends
+            the prediction.
 
     Returns:
         One `Prediction` for each image, in order.
@@ -63,7 +70,7 @@ def predict(
     Raises:
         MissingPathError: If a path does not exist.
         DataError: If a folder holds no images.
-        ImageError: If an image cannot be read; it is named.
+        ImageError: If an image cannot be read, without `on_error`; it is named.
         RunError: If `run` is no run.
 
     Example:
@@ -86,23 +93,39 @@ def predict(
     names = run.class_names
     predictions: list[Prediction] = []
 
-    def read(index: int) -> np.ndarray:
-        return resize_image(found.load(index, spec.num_channels), spec)
+    def read(index: int) -> np.ndarray | str:
+        """Returns the pixels of an image, or why it cannot be read."""
+        try:
+            return resize_image(found.load(index, spec.num_channels), spec)
+        except (ImageError, MissingPathError) as error:
+            if on_error is None:
+                raise
+            return error.reason if isinstance(error, ImageError) else "a file that is not there"
 
     with ThreadPoolExecutor(max_workers=2) as pool:
-        for start, pixels in _ahead(pool, read, len(found)):
-            batch = np.stack(pixels)
-            padded = np.concatenate([batch, np.zeros((_BATCH - len(batch), *batch.shape[1:]), "uint8")])
-            logits = infer(padded if len(found) > _BATCH else batch)[: len(batch)]
-            for index, shares in enumerate(compute_shares(logits), start):
-                best = np.argsort(-shares, kind="stable")[:top_k]
-                predictions.append(
-                    Prediction(
-                        _name(found, index), tuple(names[i] for i in best), tuple(float(shares[i]) for i in best)
+        for start, results in _ahead(pool, read, len(found)):
+            for index, result in enumerate(results, start):
+                if isinstance(result, str) and on_error:
+                    on_error(str(_name(found, index)), result)
+            indices = [start + i for i, result in enumerate(results) if not isinstance(result, str)]
+            if indices:
+                batch = np.stack([result for result in results if not isinstance(result, str)])
+                padded = np.concatenate([batch, np.zeros((_BATCH - len(batch), *batch.shape[1:]), "uint8")])
+                logits = infer(padded if len(found) > _BATCH else batch)[: len(batch)]
+                for index, shares in zip(indices, compute_shares(logits), strict=True):
+                    order = np.argsort(-shares, kind="stable")
+                    best = order[:top_k]
+                    labels = tuple(names[i] for i in order if shares[i] >= 0.5) if run.is_multi_label else None
+                    predictions.append(
+                        Prediction(
+                            _name(found, index),
+                            tuple(names[i] for i in best),
+                            tuple(float(shares[i]) for i in best),
+                            labels,
+                        )
                     )
-                )
             if on_progress:
-                on_progress(len(predictions), len(found))
+                on_progress(start + len(results), len(found))
     return predictions
 
 
@@ -113,9 +136,9 @@ def _name(images: ImageSet, index: int) -> Path | str:
 
 
 def _ahead(
-    pool: ThreadPoolExecutor, read: Callable[[int], np.ndarray], num_images: int
-) -> Iterator[tuple[int, list[np.ndarray]]]:
-    """Yields batches of images with the index of their first, while the next batch is being read."""
+    pool: ThreadPoolExecutor, read: Callable[[int], np.ndarray | str], num_images: int
+) -> Iterator[tuple[int, list[np.ndarray | str]]]:
+    """Yields batches of what `read` returns with the index of their first, while the next batch is being read."""
     starts = range(0, num_images, _BATCH)
     pending = [pool.submit(read, index) for index in range(min(_BATCH, num_images))]
     for start in starts:
@@ -137,13 +160,19 @@ def write_predictions_json(predictions: Sequence[Prediction], file: TextIO) -> N
 
 
 def write_predictions_csv(predictions: Sequence[Prediction], file: TextIO) -> None:
-    """Writes predictions as CSV: a row an image, two columns (class, probability) for each rank."""
+    """Writes predictions as CSV: a row an image, two columns (class, probability) for each rank.
+
+    Where an image may have several classes, a column `labels` has those that apply, with semicolons between them.
+    """
     ranks = range(1, 1 + max((len(p.classes) for p in predictions), default=0))
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["image", *(f"{field}_{rank}" for rank in ranks for field in ("class", "probability"))])
+    has_labels = any(p.labels is not None for p in predictions)
+    names = [f"{field}_{rank}" for rank in ranks for field in ("class", "probability")]
+    writer.writerow(["image", *(["labels"] if has_labels else []), *names])
     for p in predictions:
         pairs = zip(p.classes, p.probabilities, strict=True)
-        writer.writerow([p.path, *(value for name, share in pairs for value in (name, f"{share:.6f}"))])
+        labels = [";".join(p.labels or ())] if has_labels else []
+        writer.writerow([p.path, *labels, *(value for name, share in pairs for value in (name, f"{share:.6f}"))])
 
 
 def evaluate(

@@ -32,7 +32,16 @@ from vitreous.figures.canvas import (
     write_title,
 )
 
-_COLUMNS = ("loss", "train_loss", "val_loss", "accuracy", "train_accuracy", "val_accuracy", "learning_rate")
+_COLUMNS = (
+    "loss",
+    "train_loss",
+    "val_loss",
+    "accuracy",
+    "train_accuracy",
+    "val_accuracy",
+    "val_mean_average_precision",
+    "learning_rate",
+)
 _MEASURED = "training: augmented images, current weights · validation: clean images, averaged weights"
 
 
@@ -41,10 +50,10 @@ def draw_curves(history: Mapping[str, Sequence[float | None]], out: str | Path) 
 
     Args:
         history: A list for each of `train_loss` (or `loss`, as Keras has it), `val_loss`, `train_accuracy` (or
-            `accuracy`), `val_accuracy` and `learning_rate`, as far as they are there; None or NaN where there is no
-            number. `epoch`, if there, says where each value belongs, else they count from 1. Other columns are not
-            drawn. Under columns with `train_` a line says what they measure: training, augmented images and the weights
-            of the moment; validation, clean images and averaged weights.
+            `accuracy`), `val_accuracy`, `val_mean_average_precision` and `learning_rate`, where they are there; None
+            or NaN where there is no number. `epoch`, if there, says where each value belongs, else they count from 1.
+            Other columns are not drawn. Under columns with `train_` a line says what they measure: training, augmented
+            images and the weights of the moment; validation, clean images and averaged weights.
         out: File to write: .png, .svg or .pdf. An existing one is replaced.
 
     Returns:
@@ -76,7 +85,12 @@ def draw_curves(history: Mapping[str, Sequence[float | None]], out: str | Path) 
             )
     kinds = [
         [name for name in names if name in columns]
-        for names in (("loss", "val_loss"), ("accuracy", "val_accuracy"), ("learning_rate",))
+        for names in (
+            ("loss", "val_loss"),
+            ("accuracy", "val_accuracy"),
+            ("val_mean_average_precision",),
+            ("learning_rate",),
+        )
     ]
     kinds = [names for names in kinds if names]
     widths = [2.4 if names == ["learning_rate"] else 4.2 for names in kinds]
@@ -106,7 +120,7 @@ def draw_curves(history: Mapping[str, Sequence[float | None]], out: str | Path) 
         around = 0.03 * (epochs[-1] - epochs[0]) or 0.5
         axis.set_xlim(epochs[0] - around, epochs[-1] + around)
         axis.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
-        if "accuracy" in names[0]:
+        if "accuracy" in names[0] or "precision" in names[0]:
             axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}%"))
         elif names == ["learning_rate"]:
             axis.set_ylim(bottom=0)
@@ -138,7 +152,7 @@ def _plain(axis: Axes) -> None:
 
 
 def _number(value: float, kind: str) -> str:
-    return f"{100 * value:.1f}%" if kind == "accuracy" else f"{value:.3g}"
+    return f"{100 * value:.1f}%" if kind in ("accuracy", "mean average precision") else f"{value:.3g}"
 
 
 def draw_confusion(matrix: np.ndarray, class_names: Sequence[str], out: str | Path) -> Path:

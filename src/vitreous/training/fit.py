@@ -219,7 +219,8 @@ def fit(
                 evaluation_seconds = time.monotonic() - evaluation_start
             row["seconds"] = time.monotonic() - start
             history.rows.append(row)
-            history.is_stopped = patience_epochs is not None and epoch - best_epoch >= patience_epochs
+            has_waited = patience_epochs is not None and epoch - best_epoch >= patience_epochs
+            history.is_stopped = has_waited and best_score is not None
             reporter.row(row)
             if on_row:
                 on_row(history.rows)

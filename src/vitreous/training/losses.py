@@ -20,7 +20,8 @@ class Loss:
         num_classes: K.
         is_multi_label: Whether an image may have several labels, or none.
         label_smoothing: Share of the target spread over all classes (sigmoid: moved towards 1/2), in [0, 1).
-        class_weights: (K,) float; each class counts so often. With several labels: only where the class applies.
+        class_weights: (K,) float; each class, or its share of a mixed image, counts so often. With several labels:
+            only where the class applies.
         log_priors: (K,) float, added to the logits in training, so that the model learns what is left to say beside
             the classes' frequencies.
 
@@ -61,13 +62,14 @@ class Loss:
         answers, truth = ops.argmax(logits, axis=-1), ops.argmax(targets, axis=-1)
         if self.log_priors is not None:
             logits = logits + ops.convert_to_tensor(self.log_priors, "float32")
-        if self.class_weights is None:
-            weights = ops.ones_like(logits[:, 0])
-        else:
-            weights = ops.sum(targets * ops.convert_to_tensor(self.class_weights, "float32"), axis=-1)
-        targets = (1 - self.label_smoothing) * targets + self.label_smoothing / self.num_classes
-        losses = -ops.sum(targets * ops.log_softmax(logits, axis=-1), axis=-1)
-        return losses * weights, weights, ops.cast(answers == truth, "float32")
+        class_weights = np.ones(self.num_classes) if self.class_weights is None else self.class_weights
+        weighted = targets * ops.convert_to_tensor(class_weights, "float32")
+        weights = ops.sum(weighted, axis=-1)
+        log_probabilities = ops.log_softmax(logits, axis=-1)
+        smooth = -ops.mean(log_probabilities, axis=-1) * weights  # each class alike, as often as the example counts
+        losses = -ops.sum(weighted * log_probabilities, axis=-1)
+        losses = (1 - self.label_smoothing) * losses + self.label_smoothing * smooth
+        return losses, weights, ops.cast(answers == truth, "float32")
 
     def _sigmoid(self, logits: Any, targets: Any) -> tuple[Any, Any, Any]:
         correct = ops.mean(ops.cast((logits > 0) == (targets > 0.5), "float32"), axis=-1)

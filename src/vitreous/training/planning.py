@@ -17,7 +17,7 @@ from vitreous import __version__
 from vitreous.data import BUILT_IN, Dataset, ImageSet
 from vitreous.data.inspection import inspect_fast
 from vitreous.data.sources import source_path
-from vitreous.errors import ConfigError, ImageError
+from vitreous.errors import ConfigError, ImageError, MissingPathError
 from vitreous.registry import count_parameters, get_spec
 from vitreous.spec import DataConfig, ModelSpec
 from vitreous.training.progress import Reporter
@@ -98,7 +98,7 @@ def _median_side(images: ImageSet, sample: int = 64) -> float:
 def readable(images: ImageSet, indices: Iterable[int], num_channels: int = 3) -> Iterator[np.ndarray]:
     """Yields the images at `indices` that can be decoded; the loaders name the others."""
     for i in indices:
-        with suppress(ImageError):
+        with suppress(ImageError, MissingPathError):
             yield images.load(int(i), num_channels)
 
 

@@ -136,9 +136,18 @@ def draw_run(folder: Path, history: History, dataset: Dataset, spec: ModelSpec) 
     )
 
 
-def describe_results(path: Path, config: Mapping[str, Any], metrics: Mapping[str, Any], history: History) -> str:
+_OTHER_WEIGHTS = {
+    "best.keras": "the averaged weights that scored best in validation, where those were not the last",
+    "last.keras": "the last averaged weights; model.keras has those that scored best in validation",
+}
+
+
+def describe_results(
+    path: Path, folder: Path, config: Mapping[str, Any], metrics: Mapping[str, Any], history: History
+) -> str:
     """Returns what the folder says about itself."""
     lines = [f"# {path.name}", ""]
+    kept = [f"- `{name}`: {what}" for name, what in _OTHER_WEIGHTS.items() if (folder / name).exists()]
     answers = "labels" if config["data"]["is_multi_label"] else "confusion"
     for split in ("test", "val"):
         if split in metrics:
@@ -152,6 +161,7 @@ def describe_results(path: Path, config: Mapping[str, Any], metrics: Mapping[str
         f"Made by vitreous {__version__} with `{config['command']}`.",
         "",
         "- `model.keras`: weights and architecture; load with `vitreous.load_run(PATH).load_model()`",
+        *kept,
         "- `config.toml`: every option, the classes, the data's fingerprint, versions",
         "- `history.csv`, `curves.png`: training as it went",
         f"- `metrics.json`, `{answers}.png`, `predictions.png`: measured on `model.keras`, read back from this folder",

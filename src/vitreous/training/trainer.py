@@ -12,6 +12,7 @@ import tomli_w
 
 from vitreous.backend import select_precision
 from vitreous.data import Dataset, Loader, load_dataset
+from vitreous.errors import ConfigError
 from vitreous.figures import draw_augmentation
 from vitreous.model import VisionTransformer
 from vitreous.registry import count_parameters
@@ -109,6 +110,11 @@ def train(
     if settled.epochs is None and settled.time is None:
         num_epochs = max(round(settled.num_examples_seen / len(train_images)), 1)
         settled = dataclasses.replace(settled, epochs=num_epochs)
+    if settled.patience_epochs is not None and "val" not in dataset.splits:
+        raise ConfigError(
+            "Cannot stop early. Expected validation images beside patience_epochs. "
+            f"Received: patience_epochs={settled.patience_epochs}, and no val split. Pass a val_fraction above 0."
+        )
     policy = select_precision(settled.precision, keras.backend.backend())
     writer = RunWriter(out or free_path(dataset.name), overwrite=overwrite)
     with Interrupt() as interrupt:
@@ -208,7 +214,7 @@ def _train(
     }
     draw_run(writer.partial, history, dataset, spec)
     writer.write_text("metrics.json", json.dumps(metrics, indent=2))
-    writer.write_text("README.md", describe_results(writer.path, config, metrics, history))
+    writer.write_text("README.md", describe_results(writer.path, writer.partial, config, metrics, history))
 
 
 _FEW_STEPS = 20
@@ -228,8 +234,9 @@ def _keep_both(
     best, last = history.best_weights, average.get_weights()
     is_best_kept = recipe.patience_epochs is not None
     row = history.rows[history.best_row or 0]
+    name = "mean_average_precision" if "val_mean_average_precision" in row else "accuracy"
     reporter.note(
-        f"Best     validation at epoch {row['epoch']}, accuracy {row['val_accuracy']:.2%}: "
+        f"Best     validation at epoch {row['epoch']}, {name.replace('_', ' ')} {row[f'val_{name}']:.2%}: "
         + ("model.keras; the last weights are last.keras" if is_best_kept else "best.keras; the last are model.keras")
     )
     average.set_weights(last if is_best_kept else best)
