@@ -3,9 +3,17 @@
 import os
 from pathlib import Path
 
+import pytest
+
 os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ.setdefault("VITREOUS_COMPILE_CACHE", "off")  # what a test compiles is its own
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # Processes that tests start find the package too, installed or not.
 _SOURCE = str(Path(__file__).parents[1] / "src")
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [_SOURCE, os.environ.get("PYTHONPATH")]))
+
+
+@pytest.fixture
+def threads_side_by_side(monkeypatch):
+    """Lets the loader use as many threads for the small images of a test as it would for large ones."""
+    monkeypatch.setattr("vitreous.data.pipeline._SMALL_PIXELS", 0)

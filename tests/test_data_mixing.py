@@ -8,6 +8,8 @@ from vitreous.data.transforms import MIXING, example_generator
 from vitreous.errors import ConfigError
 from vitreous.spec import AugmentConfig, InputSpec
 
+pytestmark = pytest.mark.usefixtures("threads_side_by_side")
+
 MIXUP, CUTMIX = AugmentConfig(mixup_alpha=0.8), AugmentConfig(cutmix_alpha=1.0)
 STILL = AugmentConfig(crop_scale=(1, 1), horizontal_flip_rate=0)
 SPEC = InputSpec(image_size=12)

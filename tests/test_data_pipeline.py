@@ -15,6 +15,8 @@ from vitreous.data.pipeline import Loader
 from vitreous.errors import ConfigError
 from vitreous.spec import AugmentConfig, InputSpec
 
+pytestmark = pytest.mark.usefixtures("threads_side_by_side")
+
 SPEC = InputSpec(image_size=12)
 AUGMENT = AugmentConfig(colour_jitter=0.2)
 
@@ -292,9 +294,11 @@ def test_grey_images():
 
 
 def test_number_of_workers_by_size(tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline, "_SMALL_PIXELS", 64 * 64)
     monkeypatch.setattr(pipeline.os, "sched_getaffinity", lambda _: range(6), raising=False)
     images = images_in_memory()
     assert Loader(images, SPEC, batch_size=4).num_workers == 1
+    assert [Loader(images, SPEC, batch_size=4, num_workers=n).num_workers for n in (0, 1, 5)] == [0, 1, 1]
     assert Loader(images, InputSpec(), batch_size=4).num_workers == 6
     large = ImageSet(["a"], [0], root=tmp_path, file_sizes=[4_000_000])
     assert Loader(large, SPEC, batch_size=1).num_workers == 6

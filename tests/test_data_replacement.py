@@ -7,6 +7,8 @@ from vitreous.data.pipeline import Loader
 from vitreous.errors import ConfigError, DataError
 from vitreous.spec import AugmentConfig, InputSpec
 
+pytestmark = pytest.mark.usefixtures("threads_side_by_side")
+
 SPEC = InputSpec(image_size=12)
 AUGMENT = AugmentConfig(colour_jitter=0.2)
 COUNT, BAD = 60, (9, 17, 40)

@@ -7,6 +7,8 @@ from vitreous.data.sampling import count_earlier, draw_balanced, group_by_class,
 from vitreous.errors import ConfigError
 from vitreous.spec import AugmentConfig, InputSpec
 
+pytestmark = pytest.mark.usefixtures("threads_side_by_side")
+
 SPEC = InputSpec(image_size=12)
 AUGMENT = AugmentConfig(colour_jitter=0.2)
 MIXED = AUGMENT.replace(mixup_alpha=0.8, cutmix_alpha=1.0)

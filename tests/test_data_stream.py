@@ -8,6 +8,8 @@ from vitreous.data.pipeline import Loader
 from vitreous.errors import ConfigError
 from vitreous.spec import AugmentConfig, InputSpec
 
+pytestmark = pytest.mark.usefixtures("threads_side_by_side")
+
 SPEC = InputSpec(image_size=12)
 AUGMENT = AugmentConfig(colour_jitter=0.2, mixup_alpha=0.8, num_repeats=2)
 

@@ -72,8 +72,8 @@ class Loader:
             equally often, and with each draw an image to which the class applies; "none of them" counts as a class.
         drop_last: Whether to leave out a last batch that is not full; else it is padded.
         seed: Decides order and changes.
-        num_workers: Threads that work ahead; 0 makes each batch when it is asked for. Default: 1 for small images,
-            which threads make one after the other in any case, else one for each core, up to 8.
+        num_workers: Threads that work ahead; 0 makes each batch when it is asked for. Default: one for each core, up to
+            8. Small images are made by one thread at most: several would only fight over the interpreter's lock.
         cache: Where decoded images are kept, so that only the first epoch decodes them: `"memory"`, `"disk"` (a
             memory-mapped file, removed at the end), `"none"`, or `"auto"`: in memory if all fit, else on disk if there
             is four times the room, else as many as fit in memory. They are kept as they are decoded (before anything
@@ -201,7 +201,7 @@ class Loader:
         self.local_batch_size = batch_size // num_processes
         self.drop_last = drop_last
         self.seed = seed
-        self.num_workers = self._choose_num_workers() if num_workers is None else num_workers
+        self.num_workers = self._choose_num_workers(num_workers)
         self.cache = cache
         self.cache_bytes = cache_bytes
         self.cache_folder = cache_folder
@@ -213,22 +213,17 @@ class Loader:
         self._min_size = None if augment is None else _smallest_side(input_spec, augment)
         self._cache: DecodeCache | None = None
         self._lock = threading.Lock()
-        # Small images are made so fast that threads side by side only fight over the interpreter's lock.
-        self._turn = threading.Lock() if self._has_small_images() else contextlib.nullcontext()
         self._of_thread = threading.local()
         self._num_told = 0
         self._buffers: list[np.ndarray] = []
 
-    def _has_small_images(self) -> bool:
+    def _choose_num_workers(self, num_workers: int | None) -> int:
         height, width = self.input_spec.image_size
-        return height * width <= _SMALL_PIXELS and float(self.images.file_sizes.mean()) <= _SMALL_FILE_BYTES
-
-    def _choose_num_workers(self) -> int:
-        if self._has_small_images():
-            return 1
+        is_small = height * width <= _SMALL_PIXELS and self.images.file_sizes.mean() <= _SMALL_FILE_BYTES
         has_affinity = hasattr(os, "sched_getaffinity")
         num_cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
-        return min(num_cores, _MAX_WORKERS)
+        most = min(num_cores, _MAX_WORKERS) if num_workers is None else num_workers
+        return min(most, 1) if is_small else most
 
     def order(self, epoch: int) -> np.ndarray:
         """Returns the order of the images in an epoch: int64, (len(images),). It depends on (seed, epoch) alone.
@@ -333,7 +328,7 @@ class Loader:
         try:
             for number in numbers:
                 work = self._start(plan, number)
-                pending.append((work.batch, [pool.submit(self._fill_in_turn, work, rows, stop) for rows in chunks]))
+                pending.append((work.batch, [pool.submit(self._fill, work, rows, stop) for rows in chunks]))
                 if len(pending) > num_ahead:
                     yield self._finish(*pending.popleft())
             while pending:
@@ -408,10 +403,6 @@ class Loader:
             batch.labels[row, label] = 1
         else:
             batch.labels[row] = label
-
-    def _fill_in_turn(self, work: "_Work", rows: range, stop: threading.Event) -> None:
-        with self._turn:
-            self._fill(work, rows, stop)
 
     def _fill(self, work: "_Work", rows: range, stop: threading.Event) -> None:
         batch = work.batch
