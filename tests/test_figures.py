@@ -17,6 +17,7 @@ from vitreous.figures import (
     draw_labels,
     draw_patches,
     draw_predictions,
+    draw_reconstruction,
     shorten,
 )
 from vitreous.patches import PatchGrid, extract_patches
@@ -430,3 +431,15 @@ def test_long_names_keep_their_ends():
     assert shorten("n02123045_tabby_cat", 10) == "n02123…cat"
     assert len(shorten("x" * 99, 12)) == 12
     assert shorten("two\n lines", 20) == "two lines"
+
+
+def test_reconstruction_has_a_row_for_each_kind(tmp_path):
+    images = [np.full((8, 8, 3), level, "uint8") for level in (10, 120)]
+    found = texts(draw_reconstruction(images, images, images, tmp_path / "r.svg"))
+    assert {"image", "what the", "model sees", "what it", "makes of it"} <= {*found}
+    picture = read(draw_reconstruction(images, images, images, tmp_path / "r.png"))
+    assert picture.shape == (3 * 140 + 8, 100 + 2 * 140 + 8, 3)
+    for row in range(3):
+        assert [int(picture[8 + 140 * row + 66, 100 + 140 * column + 66, 0]) for column in (0, 1)] == [10, 120]
+    with pytest.raises(ConfigError, match=r"Received: 2 images, 1 seen, 2 filled\. Pass lists"):
+        draw_reconstruction(images, images[:1], images, tmp_path / "other.png")

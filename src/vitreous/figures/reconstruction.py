@@ -8,7 +8,7 @@ import numpy as np
 from vitreous.errors import ConfigError
 from vitreous.figures.canvas import INK, checked_path, create_figure, load_image, save, show, write
 
-_CELL, _GAP, _LEFT = 132, 8, 84  # pixels
+_CELL, _GAP, _LEFT = 132, 8, 100  # pixels
 
 
 def draw_reconstruction(
