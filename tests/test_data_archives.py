@@ -190,6 +190,39 @@ def test_an_archive_that_changes_under_us(tmp_path):
         images.load(0)
 
 
+def test_names_that_begin_at_the_root_or_lead_out(tmp_path):
+    files = class_files() | {"/a/root.png": image(1), "../../b/x.png": image(2)}
+    out = "with names that lead out of the archive"
+    dataset = load_dataset(write_tar(tmp_path / "t.tar", files))
+    assert sum(sizes(dataset).values()) == 21 and dataset.num_ignored == 1
+    assert f"1 files passed over: 1 {out}" in dataset.notes
+    assert "a/root.png" in [name for images in dataset.splits.values() for name in images.names]
+    dataset = load_dataset(write_zip(tmp_path / "t.zip", files | {"C:\\a\\y.png": image(3), "readme.txt": b""}))
+    assert sum(sizes(dataset).values()) == 21 and dataset.num_ignored == 3
+    assert f"3 files passed over: 1 .txt, 2 {out}" in dataset.notes
+
+
+def test_links_in_a_tar(tmp_path):
+    path = write_tar(tmp_path / "t.tar", class_files())
+    links = [
+        ("a/link.png", tarfile.LNKTYPE, "./a/00.png"),
+        ("b/chain.png", tarfile.LNKTYPE, "a/link.png"),
+        ("b/none.png", tarfile.LNKTYPE, "b/gone.png"),
+        ("b/soft.png", tarfile.SYMTYPE, "01.png"),
+    ]
+    with tarfile.open(path, "a") as archive:
+        for name, kind, target in links:
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, target
+            archive.addfile(member)
+    dataset = load_dataset(path)
+    assert sum(sizes(dataset).values()) == 22 and dataset.broken == {} and dataset.num_ignored == 2
+    assert "2 files passed over: 1 hard links to nothing, 1 symbolic links" in dataset.notes
+    images = load_images(path)
+    for name in ("a/link.png", "b/chain.png"):
+        assert value_of(images[images.names.index(name)]) == 0
+
+
 def test_archive_suffixes():
     assert [archive_suffix(name) for name in ("a.ZIP", "a.tar", "a.tar.xz", "a.gz", "tar")] == [
         *(".zip", ".tar", ".tar.xz"),

@@ -1,5 +1,6 @@
 import io
 import struct
+import sys
 
 import numpy as np
 import pytest
@@ -138,6 +139,17 @@ def test_damaged_files_fare_as_with_pillow(monkeypatch):
         assert results[0] == results[1], case
         outcomes["pixels" if isinstance(results[0], bytes) else "error"] += 1
     assert min(outcomes.values()) > 20
+
+
+def test_without_simplejpeg(monkeypatch):
+    data = encode(photograph())
+    monkeypatch.setitem(sys.modules, "simplejpeg", None)
+    jpeg._decoder.cache_clear()
+    try:
+        assert decode_plain_jpeg(data) is None
+        assert np.array_equal(decode_image(data), by_pillow(data))
+    finally:
+        jpeg._decoder.cache_clear()
 
 
 def test_paths_and_bytes_are_equal(tmp_path):

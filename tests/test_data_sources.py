@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vitreous.data import load_evaluation_images
 from vitreous.data.image_set import ImageSet
 from vitreous.data.sources import list_image_files, load_dataset
 from vitreous.errors import ConfigError, DataError, ImageError, MissingPathError
@@ -103,7 +104,7 @@ def test_train_val_test(tmp_path, split_names):
     assert dataset.notes == ["train, val and test are as the folders give them"]
 
 
-@pytest.mark.parametrize("held_out", ["val", "validation", "valid", "test", "TEST"])
+@pytest.mark.parametrize("held_out", ["val", "validation", "valid", "dev", "eval", "Evaluation", "test", "TEST"])
 def test_train_and_one_held_out_folder(tmp_path, held_out):
     write_classes(tmp_path / "train", a=20, b=20)
     write_classes(tmp_path / held_out, a=3, b=3)
@@ -112,6 +113,16 @@ def test_train_and_one_held_out_folder(tmp_path, held_out):
     assert all(name.startswith(f"{held_out}/") for name in dataset.splits["test"].names)
     assert all(name.startswith("train/") for name in dataset.splits["val"].names)
     assert dataset.notes[0] == f"test is the folder {held_out}/"
+
+
+def test_classes_of_held_out_folders_are_enough_to_evaluate(tmp_path):
+    write_classes(tmp_path / "train", a=2)
+    write_classes(tmp_path / "test", a=3, b=4)
+    write(tmp_path, "train/c/broken.png", data=b"no image")
+    write(tmp_path, "train/d/notes.txt")
+    found = load_evaluation_images(tmp_path, ("c", "b", "a"))
+    assert found.split == "test" and sorted(found.images.labels.tolist()) == [1] * 4 + [2] * 3
+    assert list(found.broken) == ["train/c/broken.png"]
 
 
 def test_train_alone(tmp_path):

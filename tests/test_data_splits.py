@@ -66,6 +66,13 @@ def test_a_class_in_one_group_is_kept_for_training():
         assert len(held_out)
 
 
+def test_groups_with_a_class_to_themselves_are_kept():
+    labels = np.array([0] * 95 + [0, 1, 1, 0, 2])
+    groups = np.array(["A"] * 95 + ["B"] * 3 + ["C"] * 2)
+    kept, held_out = split_examples(labels, 0.1, 0, groups)
+    assert len(kept) == 100 and held_out.tolist() == []
+
+
 def test_one_group_cannot_be_split():
     kept, held_out = split_examples(np.array([0, 1, 0, 1]), 0.5, 0, ["same"] * 4)
     assert kept.tolist() == [0, 1, 2, 3] and held_out.tolist() == []

@@ -14,9 +14,9 @@ SPEC = InputSpec(image_size=12)
 AUGMENT = AugmentConfig(colour_jitter=0.2, mixup_alpha=0.8, num_repeats=2)
 
 
-def loader(num_workers=0, count=37, **options):
+def loader(num_workers=0, count=37, first=0, num_labels=5, **options):
     arrays = np.random.default_rng(0).integers(0, 256, (count, 14, 16, 3), dtype="uint8")
-    images = ImageSet([f"{i}" for i in range(count)], np.arange(count) % 5, arrays=arrays)
+    images = ImageSet([f"{first + i}" for i in range(count)], np.arange(count) % num_labels, arrays=arrays)
     options = {"batch_size": 8, "augment": AUGMENT, "num_classes": 5, "shuffle": True, **options}
     return Loader(images, SPEC, num_workers=num_workers, **options)
 
@@ -63,10 +63,15 @@ def test_state_is_good_for_another_number_of_processes():
     ("options", "change", "message"),
     [
         ({"batch_size": 16}, {}, r"Cannot restore the state of a stream\. Expected a state with seed=0, batch_size=16"),
-        ({"seed": 1}, {}, r"Received: seed=0, batch_size=8, num_images=37, num_batches=5, epoch=0, batch=0\. Resume"),
+        ({"seed": 1}, {}, r"Received: seed=0, batch_size=8, num_images=37, num_batches=5, "),
         ({"count": 38}, {}, r"num_images=38"),
-        ({}, {"batch": 9}, r"batch=9\. Resume with the data, the batch size and the seed that the run began with\."),
+        ({}, {"batch": 9}, r"batch=9\. Resume with the data, the batch size, the seed and the sampling that the run"),
         ({}, {"epoch": None}, r"epoch=None"),
+        ({"shuffle": False}, {}, r"shuffle=0, .* Received: .*shuffle=1, "),
+        ({"class_balanced": True}, {}, r"class_balanced=1, .* Received: .*class_balanced=0, "),
+        ({"augment": None}, {}, r"num_repeats=1, .* Received: .*num_repeats=2, "),
+        ({"first": 1}, {}, r"images_hash=\d+\. Received: .*images_hash=\d+, "),
+        ({"num_labels": 4}, {}, r"images_hash=\d+\. Received: .*images_hash=\d+, "),
     ],
 )
 def test_errors(options, change, message):

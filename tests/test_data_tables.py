@@ -55,7 +55,13 @@ def fails(message, data, **changes):
 
 @pytest.mark.parametrize(
     ("name", "delimiter", "encoding"),
-    [("t.csv", ",", "utf-8"), ("t.csv", ";", "utf-8-sig"), ("t.csv", "\t", "utf-8"), ("t.TSV", "\t", "utf-8")],
+    [
+        ("t.csv", ",", "utf-8"),
+        ("t.csv", ";", "utf-8-sig"),
+        ("t.csv", "\t", "utf-8"),
+        ("t.csv", "|", "utf-8"),
+        ("t.TSV", "\t", "utf-8"),
+    ],
 )
 def test_a_table_of_paths(tmp_path, name, delimiter, encoding):
     table = write_csv(tmp_path / name, rows_of(tmp_path), delimiter, encoding)
@@ -92,6 +98,15 @@ def test_any_column_names(tmp_path):
     fails("Expected a column 'p' for the images. Received: columns=['Foo', 'Bar', 'x'].", table, image_column="p")
     fails("Expected a column 'g' for the groups.", table, label_column="Foo", group_column="g")
     fails("Expected a column 's' for the splits.", table, label_column="Foo", split_column="s")
+
+
+def test_a_column_of_no_images(tmp_path):
+    fails(
+        "Expected paths of images in the column 'label'. Received: 40 paths to no file, such as 'a'. "
+        f"Paths count from {tmp_path}: mend them, or name another column with image_column (--image-column).",
+        write_csv(tmp_path / "t.csv", rows_of(tmp_path)),
+        image_column="label",
+    )
 
 
 def test_columns_that_may_be_meant(tmp_path):
@@ -186,14 +201,16 @@ def test_missing_labels_and_images(tmp_path):
     (tmp_path / rows[6]["path"]).write_bytes(b"")
     (tmp_path / rows[7]["path"]).unlink()
     dataset = load_dataset(write_csv(tmp_path / "t.csv", rows))
-    assert sum(sizes(dataset).values()) == 35 and dataset.num_ignored == 2
+    assert sum(sizes(dataset).values()) == 35 and dataset.num_ignored == 0  # the notes name them; they are no files
     assert dataset.broken == {"img/006.png": "an empty file", "img/007.png": "a file that is not there"}
     assert "1 rows without an image are left out" in dataset.notes
     assert "2 images without a label are left out" in dataset.notes
 
 
 def test_a_class_whose_files_are_all_missing(tmp_path):
-    rows = [{**row, "path": f"wrong/{row['path']}"} for row in rows_of(tmp_path)]
+    rows = [
+        {**row, "path": f"wrong/{row['path']}" if row["label"] == "a" else row["path"]} for row in rows_of(tmp_path)
+    ]
     fails(
         "Expected a readable training image in every class. Received: class='a' with 20 image files "
         "(wrong/img/000.png: a file that is not there, wrong/img/002.png: a file that is not there and 18 more). "
@@ -206,6 +223,15 @@ def test_one_class(tmp_path):
     rows = [{**row, "label": "a"} for row in rows_of(tmp_path)]
     fails(
         "Expected at least two classes. Received: classes=['a'] in the column 'label' of 40 labelled images.",
+        write_csv(tmp_path / "t.csv", rows),
+    )
+
+
+def test_a_label_that_cannot_be_printed(tmp_path):
+    rows = rows_of(tmp_path)
+    rows[3]["label"] = "b\x1b[31m"
+    fails(
+        "Expected labels in Unicode that can be printed. Received: label='b\\x1b[31m' in 'label'. Mend this label.",
         write_csv(tmp_path / "t.csv", rows),
     )
 
@@ -255,6 +281,13 @@ def test_a_split_column(tmp_path):
     assert "train, val and test are as the values of split give them" in dataset.notes
 
 
+@pytest.mark.parametrize("word", ["dev", "Eval", "evaluation"])
+def test_other_words_for_validation(tmp_path, word):
+    words = ["train"] * 30 + [word] * 6 + ["test"] * 4
+    dataset = load_dataset(write_csv(tmp_path / "t.csv", rows_of(tmp_path, split=words)))
+    assert sizes(dataset) == {"train": 30, "val": 6, "test": 4}
+
+
 def test_a_split_column_of_another_name(tmp_path):
     table = write_csv(tmp_path / "t.csv", rows_of(tmp_path, part=["train"] * 30 + ["valid"] * 10))
     assert sizes(load_dataset(table)) == {"train": 32, "val": 4, "test": 4}
@@ -264,16 +297,18 @@ def test_a_split_column_of_another_name(tmp_path):
 
 
 def test_split_columns_that_do_not_work(tmp_path):
-    table = write_csv(tmp_path / "t.csv", rows_of(tmp_path, split=["train"] * 30 + ["holdout"] * 10))
+    expected = (
+        "Expected one of train, training, val, valid, validation, dev, eval, evaluation, test, testing in the column "
+    )
+    for name, words in (("split", ["train"] * 30), ("split", ["a"] * 30), ("subset", ["train"] * 30)):
+        table = write_csv(tmp_path / "t.csv", rows_of(tmp_path, **{name: [*words, *["holdout"] * 10]}))
+        fails(f"{expected}{name!r}. Received: values=[", table)
+        fails("'holdout']. Rename these values, or the column.", table)
+        fails("'holdout']. Rename these values, or leave out split_column.", table, split_column=name)
+    table = write_csv(tmp_path / "t.csv", rows_of(tmp_path, subset=["north"] * 30 + ["south"] * 10))
     dataset = load_dataset(table)
     assert sizes(dataset)["train"] == 32
-    assert "the column split is not used as split: holdout is not train, val or test" in dataset.notes
-    fails(
-        "Expected one of train, training, val, valid, validation, test, testing in the column 'split'. "
-        "Received: values=['holdout']. Rename these values, or leave out split_column.",
-        table,
-        split_column="split",
-    )
+    assert "the column subset is not used as split: north, south is not train, val or test" in dataset.notes
     table = write_csv(tmp_path / "t.csv", rows_of(tmp_path, split=["test"] * 40))
     fails("Expected images for training. Received: splits=['test']. Mark some as train, or drop the splits.", table)
 
@@ -300,11 +335,55 @@ def test_groups_are_never_on_both_sides(tmp_path):
     assert "drawn by whole groups of patient with seed 4" in " ".join(dataset.notes)
 
 
+def test_groups_are_compared_as_labels_are(tmp_path):
+    patients = [f"p{i // 8}" + " " * (i % 3) for i in range(80)]
+    patients[5] = patients[6] = "  "
+    table = write_csv(tmp_path / "t.csv", rows_of(tmp_path, 80, patient=patients))
+    for seed in range(3):
+        dataset = load_dataset(table, group_column="patient", seed=seed)
+        found = [{p.strip() for p in images.columns["patient"]} - {""} for images in dataset.splits.values()]
+        assert len(found) == 3 and sum(map(len, found)) == len(set.union(*found)) == 10
+    assert "2 images have no patient, and are a group each" in dataset.notes
+    words = ["train"] * 40 + ["test"] * 40
+    rows = rows_of(tmp_path, 80, patient=["p1", "p2 "] * 20 + ["p2", "p3"] * 20, split=words)
+    dataset = load_dataset(write_csv(tmp_path / "t.csv", rows), group_column="patient")
+    assert "1 groups of patient are in train and in test, as the data give them: p2" in dataset.notes
+
+
+def test_a_single_group(tmp_path):
+    rows = rows_of(tmp_path, patient=["p"] * 40)
+    table = write_csv(tmp_path / "t.csv", rows)
+    fails(
+        f"Cannot split {table} by whole groups. Expected at least two groups of patient. Received: 1. "
+        "Leave out group_column, or set val_fraction and test_fraction to 0.",
+        table,
+        group_column="patient",
+    )
+    dataset = load_dataset(table, group_column="patient", val_fraction=0, test_fraction=0)
+    assert sizes(dataset) == {"train": 40}
+    rows = [{**row, "split": "train" if i < 30 else "test"} for i, row in enumerate(rows)]
+    fails("Expected at least two groups of patient.", write_csv(table, rows), group_column="patient")
+
+
+def test_groups_that_are_the_labels(tmp_path):
+    table = write_csv(tmp_path / "t.csv", rows_of(tmp_path, species=[f"s{i % 4}" for i in range(40)]))
+    fails(
+        "Expected groups in another column than the labels. Received: group_column='label'. "
+        "Name another column for the groups, or for the labels, with label_column (--label-column).",
+        table,
+        group_column="label",
+    )
+    fails("Received: group_column='species'.", table, group_column="species", label_column="species")
+    dataset = load_dataset(table, group_column="species", label_column="label", test_fraction=0.25)
+    assert dataset.class_names == ("a", "b")
+    assert load_dataset(table, group_column="species").class_names == ("a", "b")
+
+
 def test_groups_that_the_data_divide(tmp_path):
     rows = rows_of(tmp_path, patient=[f"p{i % 10}" for i in range(40)], split=["train"] * 35 + ["test"] * 5)
     notes = load_dataset(write_csv(tmp_path / "t.csv", rows), group_column="patient", val_fraction=0).notes
     assert "5 groups of patient are in train and in test, as the data give them: p5, p6, p7, p8, p9" in notes
-    assert "there is no val split: its share is 0, or patient has too few groups" in notes
+    assert "there is no val split: its share is 0, or no group of patient can be spared" in notes
 
 
 def test_groups_of_a_source_without_columns(tmp_path):
@@ -453,6 +532,56 @@ def test_evaluation_on_another_table(tmp_path):
     assert len(load_evaluation_images(write_csv(table, rows), ("a", "b")).images) == 10
     with pytest.raises(DataError, match=r"Received: unknown classes b\. Rename"):
         load_evaluation_images(table, ("a",))
+
+
+def test_evaluation_on_a_split_of_another_table(tmp_path):
+    words = ["train"] * 20 + ["val"] * 12 + ["test"] * 8
+    table = write_csv(tmp_path / "t.csv", rows_of(tmp_path, split=words))
+    for split, count in (("train", 20), ("val", 12), ("test", 8), (None, 8), ("all", 40)):
+        found = load_evaluation_images(table, ("a", "b"), split=split, trained_at="/elsewhere")
+        assert (found.split, len(found.images)) == (split or "test", count)
+    for split in ("train", "val"):
+        with pytest.raises(DataError, match=r"Cannot tell which images of .* the model has seen"):
+            load_evaluation_images(table, ("a", "b"), split=split, trained_at=str(table))
+    words = ["train"] * 20 + ["val"] * 20
+    write_csv(table, rows_of(tmp_path, split=words))
+    for split, name in (("val", "val"), ("test", "test"), (None, "test")):
+        found = load_evaluation_images(table, ("a", "b"), split=split)
+        assert found.split == name and found.images.names == [f"img/{i:03}.png" for i in range(20, 40)]
+    write_csv(table, rows_of(tmp_path, split=["val"] * 20 + ["test"] * 20))
+    assert len(load_evaluation_images(table, ("a", "b"), split="val").images) == 20
+    with pytest.raises(
+        DataError, match=r"Expected a train split\. Received: splits=\['val', 'test'\]\. Pass one of these, or all\."
+    ):
+        load_evaluation_images(table, ("a", "b"), split="train")
+    write_csv(table, rows_of(tmp_path))
+    with pytest.raises(DataError, match=r"Received: other files, or no val folder\."):
+        load_evaluation_images(table, ("a", "b"), split="val")
+
+
+def test_evaluation_on_classes_of_held_out_rows(tmp_path):
+    rows = rows_of(tmp_path, split=["train"] * 20 + ["test"] * 20)
+    for i, row in enumerate(rows):
+        row["label"] = "c" if i >= 30 else row["label"]
+        if i < 20 and row["label"] == "a":  # no training image of a can be read
+            (tmp_path / row["path"]).write_bytes(b"")
+    table = write_csv(tmp_path / "t.csv", rows)
+    found = load_evaluation_images(table, ("c", "b", "a"))
+    assert found.images.labels.tolist() == [2, 1] * 5 + [0] * 10 and len(found.broken) == 10
+    for row in rows:
+        (tmp_path / row["path"]).write_bytes(b"")
+    with pytest.raises(
+        DataError, match=r"Expected an image that can be read\. Received: 40 broken ones \(img/000\.png: an empty file,"
+    ):
+        load_evaluation_images(table, ("c", "b", "a"))
+
+
+def test_columns_named_for_an_evaluation_must_be_there(tmp_path):
+    table = write_csv(tmp_path / "t.csv", rows_of(tmp_path))
+    for name, kind in (("split_column", "splits"), ("group_column", "groups")):
+        assert len(load_evaluation_images(table, ("a", "b"), made_by={name: "part"}).images) == 40
+        with pytest.raises(DataError, match=rf"Expected a column 'prat' for the {kind}\. Received: columns="):
+            load_evaluation_images(table, ("a", "b"), made_by={name: "part"}, changes={name: "prat"})
 
 
 def test_evaluation_with_several_labels(tmp_path):

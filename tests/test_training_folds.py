@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from vitreous.data import load_dataset
 from vitreous.errors import ConfigError, DataError, RunExistsError
 from vitreous.training import train_folds
 from vitreous.training.folds import spread_line, summarize_folds
-from vitreous.training.run import Run
+from vitreous.training.run import Run, load_run
 
 SMALL = {"model": "vit_pico_patch4_32", "image_size": (16, 16), "batch_size": 8, "num_channels": 3, "epochs": 2}
 
@@ -85,6 +86,27 @@ def test_what_cannot_be_done(result, table, tmp_path):
     with pytest.raises(DataError, match=r"Cannot make 3 folds of digits\. Expected data that is not split\."):
         train_folds("digits", num_folds=3, out=tmp_path / "x")
     assert not (tmp_path / "x").exists()
+
+
+def test_fewer_folds_than_before(result, table, tmp_path, monkeypatch):
+    """Folds of the earlier cross-validation are gone; what is no run stays."""
+    root = tmp_path / "folds"
+    shutil.copytree(result.path, root)
+    (root / "fold-4").mkdir()
+    (root / "fold-4" / "notes.txt").write_text("mine")
+    for place in ("fold-1", "fold-2", "metrics.json", "README.md"):
+        shutil.move(root / place, tmp_path / place)
+    options = {"num_folds": 2, "out": root, "label_column": "colour"}
+    with pytest.raises(RunExistsError, match=r"Received: fold-3, which exists\. Pass another --out, or --overwrite"):
+        train_folds(table, **options)
+
+    def train(data, *, out, **_):
+        shutil.copytree(tmp_path / out.name, out)
+        return load_run(out)
+
+    monkeypatch.setattr("vitreous.training.folds.train", train)
+    assert train_folds(table, overwrite=True, **options).metrics["num_folds"] == 2
+    assert sorted(place.name for place in root.iterdir()) == ["README.md", "fold-1", "fold-2", "fold-4", "metrics.json"]
 
 
 def test_options_of_the_data_beside_a_data_set(table, tmp_path):

@@ -5,7 +5,10 @@ import pytest
 from PIL import Image
 
 import vitreous
+from vitreous.data import load_dataset
 from vitreous.errors import DataError
+from vitreous.training.planning import random_start, say_plan, settle_recipe
+from vitreous.training.progress import Reporter
 
 SMALL = {"model": "vit_pico_patch4_32", "image_size": (8, 8), "batch_size": 8, "num_channels": 3, "epochs": 2}
 
@@ -55,3 +58,36 @@ def test_one_label_is_not_measured_on_several(tags, tmp_path):
     with pytest.raises(DataError, match=r"Expected the data as it was in training\. Received: other files"):
         single.write_text("\n".join(["path,tags", *rows[:-1]]))
         vitreous.evaluate(run)
+
+
+def plan_of(dataset):
+    class Lines(Reporter):
+        def note(self, text):
+            lines.append(text)
+
+        warn = note
+
+    lines = []
+    name, recipe = settle_recipe(None, dataset, SMALL)
+    say_plan(Lines(), dataset, name, recipe, random_start(recipe, len(dataset.class_names)), "float32")
+    return [line.strip() for line in lines]
+
+
+def test_the_plan_says_once_what_is_left_out(tags, tmp_path):
+    table = tags.with_name("gaps.csv")
+    rows = [f"{i}.png,{'' if i < 4 else ('red', 'other')[i % 2]}" for i in range(30)]
+    table.write_text("\n".join(["path,tags", *rows]))
+    plan = plan_of(load_dataset(table))
+    assert "4 images without a label are left out" in plan
+    assert not [line for line in plan if "passed over" in line]
+    for i in range(6):
+        place = tmp_path / "ab"[i % 2] / f"{i}.png"
+        place.parent.mkdir(exist_ok=True)
+        place.write_bytes(tags.with_name(f"{i}.png").read_bytes())
+    (tmp_path / "readme.txt").write_text("")
+    dataset = load_dataset(tmp_path)
+    assert [line for line in plan_of(dataset) if "passed over" in line] == ["1 files passed over: 1 .txt"]
+    dataset.notes.clear()
+    assert [line for line in plan_of(dataset) if "passed over" in line] == [
+        "1 files that are no images were passed over"
+    ]

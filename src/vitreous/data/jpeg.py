@@ -4,8 +4,10 @@ Both stand on libjpeg-turbo. What is not plain (rotated by EXIF, CMYK, several i
 left to Pillow, so that its rules and its errors hold.
 """
 
+import functools
 import re
 import struct
+from typing import Any
 
 import numpy as np
 
@@ -27,11 +29,10 @@ def decode_plain_jpeg(data: bytes, min_size: int | None = None, scratch: bytearr
     Returns:
         uint8, (H, W, 3), the caller's own, or a view of `scratch`; or None if Pillow should read it.
     """
-    size = _plain_size(data)
+    decoder = _decoder()
+    size = _plain_size(data) if decoder is not None else None
     if size is None:
         return None
-    import simplejpeg
-
     scale = 1
     if min_size is not None:
         scale = next((each for each in (8, 4, 2) if min(size) // min_size >= each), 1)
@@ -42,9 +43,19 @@ def decode_plain_jpeg(data: bytes, min_size: int | None = None, scratch: bytearr
             scratch = None
     least = {"min_height": -(-size[0] // scale), "min_width": -(-size[1] // scale)} if scale > 1 else {}
     try:
-        return simplejpeg.decode_jpeg(data, "RGB", buffer=scratch, **least)
+        return decoder.decode_jpeg(data, "RGB", buffer=scratch, **least)
     except ValueError:  # damaged, if only a little: Pillow says what is wrong, or makes the best of it
         return None
+
+
+@functools.cache
+def _decoder() -> Any:
+    """Returns the package simplejpeg, or None on a machine that it is not built for: Pillow then reads all."""
+    try:
+        import simplejpeg
+    except ImportError:
+        return None
+    return simplejpeg
 
 
 def _plain_size(data: bytes) -> tuple[int, int] | None:

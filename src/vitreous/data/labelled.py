@@ -35,6 +35,7 @@ def load_evaluation_images(
     *,
     split: str | None = None,
     made_by: Mapping[str, Any] | None = None,
+    changes: Mapping[str, Any] | None = None,
     trained_on: str | None = None,
     trained_at: str | None = None,
     is_multi_label: bool | None = None,
@@ -44,10 +45,13 @@ def load_evaluation_images(
     Args:
         data: A source as for `load_dataset`; a single class is enough.
         class_names: The model's classes; the data's must be among them.
-        split: The part wanted: train, val, test, or all. Default: test where the data has splits; all of it where it
-            has none, unless the model was trained on a part of it: then the test images that were kept apart.
+        split: The part wanted: train, val, test, or all; of other data than that of training, as that data gives it.
+            Default: test where the data has splits; all of it where it has none, unless the model was trained on a
+            part of it: then the test images that were kept apart.
         made_by: Arguments of `load_dataset` (seed, val_fraction, label_column) that the model was trained with; they
-            decide the splits that the data does not give, and which column is what.
+            decide the splits that the data does not give, and which column is what. Other data may lack the columns
+            of splits and groups.
+        changes: Those that differ now. Columns named here must be there.
         trained_on: Fingerprint of the data that the model was trained on.
         trained_at: Path or URL that the model was trained on.
         is_multi_label: Whether the model answers with several labels; one label an image then becomes several of which
@@ -58,33 +62,32 @@ def load_evaluation_images(
             the model one, or the model was trained on an earlier state of this data, so that nobody can tell which
             images it has seen.
     """
-    options = dict(made_by or {})
+    changes = {name: value for name, value in (changes or {}).items() if value is not None}
+    options = {**(made_by or {}), **changes}
     seed = options.pop("seed", 0)
     config = change_config(None, options)
-    contents = read_source(data, config, min_classes=1)
-    as_trained = _as_trained(data, contents, config, seed, trained_on)
-    dataset = as_trained
-    if split == "all":
-        dataset = None
-    elif as_trained is None and {"val", "test"} & set(contents.splits) and split in (None, "test"):
-        plain = DataConfig(val_fraction=config.val_fraction, test_fraction=config.test_fraction)
-        dataset = make_dataset(data, contents, plain, seed=seed)
-    elif as_trained is None and (split is not None or trained_at == str(source_path(data))):
+    contents = read_source(data, config, min_classes=1, may_lack={"split_column", "group_column"} - set(changes))
+    dataset = _as_trained(data, contents, config, seed, trained_on)
+    splits = dict(contents.splits if dataset is None else dataset.splits)
+    if dataset is None and "val" in splits and split != "val":
+        splits.setdefault("test", splits["val"])  # the only held-out part is the test set, whatever its name
+    is_changed = dataset is None and trained_at == str(source_path(data))
+    found = split or ("test" if dataset is not None or is_changed or "test" in splits else "all")
+    if found == "all":
+        images = contents.all_images()
+    elif dataset is None and ("all" in splits or (is_changed and (found != "test" or "test" not in splits))):
         raise DataError(
             f"Cannot tell which images of {data} the model has seen. Expected the data as it was in training. "
-            f"Received: other files, or no {split or 'test'} folder. Pass --split all to measure on all images, or a "
+            f"Received: other files, or no {found} folder. Pass --split all to measure on all images, or a "
             "folder of images that were not trained on."
         )
-    if dataset is None:
-        found, images = "all", contents.all_images()
+    elif found not in splits:
+        raise DataError(
+            f"Cannot evaluate on {data}. Expected a {found} split. Received: splits={list(splits)}. "
+            "Pass one of these, or all."
+        )
     else:
-        found = split or "test"
-        if found not in dataset.splits:
-            raise DataError(
-                f"Cannot evaluate on {data}. Expected a {found} split. Received: splits={list(dataset.splits)}. "
-                "Pass one of these."
-            )
-        images = dataset.splits[found]
+        images = splits[found]
     names = contents.class_names
     if unknown := [name for name in names if name not in class_names]:
         raise DataError(
@@ -119,6 +122,8 @@ def _as_trained(
     data: str | Path, contents: Contents, config: DataConfig, seed: int, trained_on: str | None
 ) -> Dataset | None:
     """Returns the data set with the splits of training; None if it is not what the model was trained on."""
+    if not {"train", "all"} & set(contents.splits):
+        return None
     try:
         dataset = make_dataset(data, contents, config, seed=seed)
     except DataError:

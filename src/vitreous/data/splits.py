@@ -141,8 +141,8 @@ def split_examples(
         groups: (N,) Examples with equal values stay together.
 
     Returns:
-        Two int64 arrays of rising indices: what is kept, and what is held out. Of two groups or more at least one is
-        held out, and every label keeps an example in the first part if its groups allow it.
+        Two int64 arrays of rising indices: what is kept, and what is held out. Every label keeps an example in the
+        first part; the second is empty if nothing can be held out then, as where each group has a label to itself.
     """
     if labels.ndim == 1 and groups is None:
         return stratified_split(labels, fraction, seed)

@@ -1,5 +1,7 @@
 """Batches of one epoch after the other, from a place that can be written down and returned to."""
 
+import functools
+import hashlib
 from collections.abc import Generator, Iterator, Mapping
 from typing import TYPE_CHECKING
 
@@ -20,7 +22,7 @@ class BatchStream(Iterator["Batch"]):
         state: From `state()` of a stream of the same data. Default: the first batch of epoch 0.
 
     Raises:
-        ConfigError: If the state is of other data, or of another batch size or seed.
+        ConfigError: If the state is of other data, or of another batch size, seed or sampling.
 
     Example:
         >>> import numpy as np
@@ -67,7 +69,7 @@ class BatchStream(Iterator["Batch"]):
             "Cannot restore the state of a stream.",
             f"a state with {', '.join(f'{name}={value}' for name, value in identity.items())}",
             ", ".join(f"{name}={value}" for name, value in received.items()),
-            "Resume with the data, the batch size and the seed that the run began with.",
+            "Resume with the data, the batch size, the seed and the sampling that the run began with.",
         )
         self.close()
         self._epoch, self._batch = state["epoch"], state["batch"]
@@ -80,9 +82,22 @@ class BatchStream(Iterator["Batch"]):
 
     def _identity(self) -> dict[str, int]:
         loader = self.loader
+        augment = loader.augment
         return {
             "seed": loader.seed,
             "batch_size": loader.batch_size,
             "num_images": len(loader.images),
             "num_batches": loader.num_batches,
+            "shuffle": int(loader.shuffle),
+            "class_balanced": int(loader.class_balanced),
+            "num_repeats": 1 if augment is None else augment.num_repeats,
+            "images_hash": self._images_hash,
         }
+
+    @functools.cached_property
+    def _images_hash(self) -> int:
+        """48 bits over names and labels, which every reader of JSON can hold."""
+        images = self.loader.images
+        digest = hashlib.sha256("\0".join(images.names).encode("utf-8", "surrogateescape"))
+        digest.update(images.labels.astype("<i4").tobytes())
+        return int.from_bytes(digest.digest()[:6], "big")

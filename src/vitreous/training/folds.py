@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import shlex
+import shutil
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,10 +13,10 @@ from typing import Any
 
 from vitreous import __version__
 from vitreous.data.sources import load_dataset
-from vitreous.errors import ConfigError, RunExistsError
+from vitreous.errors import ConfigError, RunError, RunExistsError
 from vitreous.training.planning import free_path, split_options
 from vitreous.training.progress import Reporter
-from vitreous.training.run import Run
+from vitreous.training.run import Run, load_run
 from vitreous.training.trainer import train
 
 
@@ -58,7 +60,7 @@ def train_folds(
         out: Folder of the runs `fold-1` to `fold-K`, `metrics.json` and `README.md`. Default: the first free
             `runs/DATA-N`.
         seed: Decides folds and validation images, and everything else as for `train`.
-        overwrite: Whether runs that lie there may be replaced.
+        overwrite: Whether runs that lie there may be replaced; folds beyond `num_folds` are then removed at the end.
         reporter: Where progress is shown. Default: nowhere.
         **changes: As for `train`.
 
@@ -88,7 +90,8 @@ def train_folds(
     name = load_dataset(data, **options).name  # before anything is said: data that cannot be used is one line
     folder = Path(out) if out is not None else free_path(name)
     places = [folder / f"fold-{fold}" for fold in range(1, num_folds + 1)]
-    taken = [place for place in (*places, folder / "model.keras", folder / "metrics.json") if place.exists()]
+    taken = [*_find_folds(folder).values()]
+    taken += [place for place in (*places, folder / "model.keras", folder / "metrics.json") if place.exists()]
     if (folder / "model.keras").exists() or (taken and not overwrite):
         raise RunExistsError(
             f"Cannot write {num_folds} folds in {folder}. Expected a free path. "
@@ -110,9 +113,26 @@ def train_folds(
             reporter.warn(f"Interrupted in fold {fold} of {num_folds}: there is no mean over the folds.")
             return CrossValidation(folder, tuple(runs), {})
     metrics = summarize_folds(runs)
+    for fold, place in _find_folds(folder).items():
+        if fold > num_folds and _is_run(place):  # of an earlier cross-validation, whose numbers are replaced below
+            shutil.rmtree(place)
     _write(folder / "metrics.json", json.dumps(metrics, indent=2))
     _write(folder / "README.md", _readme(folder, runs, metrics))
     return CrossValidation(folder, tuple(runs), metrics)
+
+
+def _find_folds(folder: Path) -> dict[int, Path]:
+    """Returns what lies in a folder under the name of a fold, in order."""
+    found = {place: re.fullmatch(r"fold-([1-9]\d*)", place.name) for place in folder.glob("fold-*")}
+    return dict(sorted((int(match[1]), place) for place, match in found.items() if match))
+
+
+def _is_run(place: Path) -> bool:
+    try:
+        load_run(place)
+    except RunError:
+        return False
+    return True
 
 
 def summarize_folds(runs: Sequence[Run]) -> dict[str, Any]:

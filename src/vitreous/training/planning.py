@@ -110,7 +110,8 @@ def say_plan(
     reporter.note(f"Data     {dataset.name}: {len(dataset.class_names)} classes; images: {counts}")
     for note in dataset.notes:
         reporter.note(f"         {note}")
-    if dataset.num_ignored:
+    told = f"{dataset.num_ignored} files passed over"
+    if dataset.num_ignored and not any(note.startswith(told) for note in dataset.notes):
         reporter.note(f"         {dataset.num_ignored} files that are no images were passed over")
     if dataset.broken:
         name, reason = next(iter(dataset.broken.items()))

@@ -6,12 +6,15 @@ import gzip
 import lzma
 import os
 import posixpath
+import re
 import shutil
 import struct
 import tarfile
 import zipfile
 import zlib
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -58,6 +61,7 @@ class TarIndex:
         offsets: First byte of each.
         sizes: Bytes of each.
         notes: Facts worth printing.
+        passed_over: How many files are not among them, by why not, in words.
     """
 
     path: Path
@@ -65,12 +69,28 @@ class TarIndex:
     offsets: list[int]
     sizes: list[int]
     notes: tuple[str, ...] = ()
+    passed_over: Mapping[str, int] = field(default_factory=dict)
+
+
+_OUTSIDE = "with names that lead out of the archive"
+
+
+def _member_name(name: str) -> str | None:
+    """Returns the path of a file in an archive from its root; None if it leads out of it.
+
+    Example:
+        >>> [_member_name(name) for name in ("./a//b.png", "/a/b.png", "../b.png", "C:/b.png")]
+        ['a/b.png', 'a/b.png', None, None]
+    """
+    name = posixpath.normpath(name).lstrip("/")
+    return None if name in ("", ".", "..") or re.match(r"\.\./|[A-Za-z]:/", name) else name
 
 
 def index_tar(path: Path) -> TarIndex:
     """Lists the files of a tar, by reading the headers in it.
 
-    A tar that is compressed as a whole cannot be read at random; it is decompressed once, into `cache_folder()`.
+    A hard link is the file that it leads to. A tar that is compressed as a whole cannot be read at random; it is
+    decompressed once, into `cache_folder()`.
 
     Raises:
         DataError: If it is no tar, or is cut short.
@@ -83,15 +103,36 @@ def index_tar(path: Path) -> TarIndex:
             path = cached_file(path, ".tar", functools.partial(_decompress, _COMPRESSED[suffix], path))
             notes = (f"the archive is compressed as a whole; decompressed, it is kept as {path}",)
         with tarfile.open(path, "r:") as file:
-            members = [(posixpath.normpath(m.name), m.offset_data, m.size) for m in file if m.isreg()]
-        end = max((offset + size for _, offset, size in members), default=0)
+            places, passed_over = _place_members(file)
+        end = max((offset + size for _, offset, size in places), default=0)
         if end > os.path.getsize(path):
             raise tarfile.ReadError("unexpected end of data")
     except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise source_error(what, "a whole tar", reason, "Pack it, or fetch it, anew.") from error
-    names, offsets, sizes = zip(*members, strict=True) if members else ((), (), ())
-    return TarIndex(path, list(names), list(offsets), list(sizes), notes)
+    names, offsets, sizes = zip(*places, strict=True) if places else ((), (), ())
+    return TarIndex(path, list(names), list(offsets), list(sizes), notes, passed_over)
+
+
+def _place_members(file: tarfile.TarFile) -> tuple[list[tuple[str, int, int]], dict[str, int]]:
+    """Returns (name, first byte, bytes) of the files in a tar, and how many are passed over, by why."""
+    places: dict[str, tuple[int, int]] = {}
+    found, passed_over = [], Counter[str]()
+    for member in file:
+        if not (member.isreg() or member.islnk() or member.issym()):
+            continue
+        name = _member_name(member.name)
+        target = _member_name(member.linkname) if member.islnk() else None
+        if name is None:
+            passed_over[_OUTSIDE] += 1
+        elif member.issym():
+            passed_over["symbolic links"] += 1
+        elif member.islnk() and target not in places:
+            passed_over["hard links to nothing"] += 1
+        else:
+            places[name] = places[target] if target is not None else (member.offset_data, member.size)
+            found.append((name, *places[name]))
+    return found, dict(passed_over)
 
 
 def _decompress(opener: Any, source: Path, target: Path) -> None:
@@ -102,7 +143,15 @@ def _decompress(opener: Any, source: Path, target: Path) -> None:
 def tree_of_tar(index: TarIndex, source: str | Path) -> ListedTree:
     """Returns the files of a tar as a tree."""
     store = SpanStore([index.path], np.zeros(len(index.names), int), index.offsets, index.sizes)
-    return ListedTree(f"the archive {source}", str(source), index.names, index.sizes, store, notes=index.notes)
+    return ListedTree(
+        f"the archive {source}",
+        str(source),
+        index.names,
+        index.sizes,
+        store,
+        notes=index.notes,
+        passed_over=index.passed_over,
+    )
 
 
 def tree_of_zip(path: Path, source: str | Path) -> ListedTree:
@@ -126,8 +175,12 @@ def tree_of_zip(path: Path, source: str | Path) -> ListedTree:
                 f"{member.filename}, {kind}",
                 "Unpack it, and pass the folder.",
             )
-    names = [posixpath.normpath(member.filename.replace("\\", "/")) for member in members]
-    return ListedTree(what, str(source), names, [member.file_size for member in members], ZipStore(path, members))
+    found = [(_member_name(member.filename.replace("\\", "/")), member) for member in members]
+    inside = [(name, member) for name, member in found if name is not None]
+    names, sizes = [name for name, _ in inside], [member.file_size for _, member in inside]
+    passed_over = {_OUTSIDE: len(found) - len(inside)} if len(inside) < len(found) else {}
+    store = ZipStore(path, [member for _, member in inside])
+    return ListedTree(what, str(source), names, sizes, store, passed_over=passed_over)
 
 
 class ZipStore:

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -77,12 +77,14 @@ class Rows:
         columns = {name: as_array(values) for name, values in self.columns.items() if name not in without}
         return ImageSet(self.names, store=self.store, file_sizes=self.file_sizes, columns=columns)
 
-    def label(self, config: DataConfig, *, min_classes: int = 2) -> Contents:
+    def label(self, config: DataConfig, *, min_classes: int = 2, may_lack: Collection[str] = ()) -> Contents:
         """Returns the images with the labels and the splits that the columns give.
 
         Args:
             config: Which column is what.
-            min_classes: Classes that there must be: 2 to train, 1 to evaluate or with several labels.
+            min_classes: Classes that there must be: 2 to train, 1 to evaluate or with several labels. To evaluate,
+                held-out images may have classes of their own.
+            may_lack: Which of `split_column` and `group_column` need not be there.
 
         Raises:
             DataError: If a column is not there or cannot be told, there are too few classes, or a class has no readable
@@ -90,25 +92,33 @@ class Rows:
         """
         notes = list(self.notes)
         column = self._find("labels", config.label_column, _LABEL_NAMES, notes, used=(config.group_column,))
+        self._check_group_column(config, column)
         if column is None:
             raise unsure(self.what, "labels", self.columns)
-        if config.group_column is not None and min_classes > 1:
+        if config.group_column is not None and "group_column" not in may_lack:
             self._find("groups", config.group_column, (), notes)
         parsed, is_multi_label = parse_labels(
             self.columns[column], config.label_separator, self.class_names.get(column)
         )
         notes += _notes_on_labels(parsed, self.columns[column], is_multi_label, column)
         rows = np.array([row for row, labels in enumerate(parsed) if labels is not None], "int64")
-        splits, given_by, left_out = self._split_rows(rows, config, notes, is_strict=min_classes > 1)
+        splits, given_by, left_out = self._split_rows(rows, config, notes, is_strict=min_classes > 1, may_lack=may_lack)
         if left_out:
             notes.append(left_out)
-        main = "train" if "train" in splits else "all"
+        main = [split for split in ("train", "all") if split in splits] if min_classes > 1 else list(splits)
         declared = self.class_names.get(column)
-        used = {name for row in splits[main] for name in parsed[row] or ()}
+        used = {name for split in main for row in splits[split] for name in parsed[row] or ()}
         class_names = sort_names(used) if declared is None else tuple(name for name in declared if name in used)
         if declared is not None and len(class_names) < len(declared):
             unused = [name for name in declared if name not in used]
             notes.append(f"{len(unused)} of {len(declared)} named classes have no training image: {shorten(unused)}")
+        if odd := [name for name in class_names if not name.isprintable()]:
+            raise source_error(
+                self.what,
+                "labels in Unicode that can be printed",
+                f"label={odd[0]!r} in {column!r}",
+                "Mend this label.",
+            )
         if len(class_names) < (1 if is_multi_label else min_classes):
             raise source_error(
                 self.what,
@@ -116,7 +126,7 @@ class Rows:
                 f"classes={list(class_names)} in the column {column!r} of {len(rows)} labelled images",
                 f"Name the column of the labels with {_OPTIONS['labels']}.",
             )
-        if min_classes > 1 and not is_multi_label and len(class_names) == len(splits[main]) > 10:
+        if min_classes > 1 and not is_multi_label and len(class_names) == len(splits[main[0]]) > 10:
             raise source_error(
                 self.what,
                 "classes with several images each",
@@ -136,13 +146,12 @@ class Rows:
         for split, places in splits.items():
             labels = encode_labels([parsed[row] or () for row in places], class_names, is_multi_label)
             sets[split] = images.take(places).with_labels(labels)
-        sets, broken = leave_out_broken(self.what, sets, class_names, self.remedy)
+        sets, broken = leave_out_broken(self.what, sets, class_names, self.remedy, min_classes=min_classes)
         return Contents(
             name=self.name,
             class_names=class_names,
             splits=sets,
             broken=broken,
-            num_ignored=len(self.names) - sum(len(places) for places in splits.values()),
             notes=notes,
             given_by=given_by,
         )
@@ -157,15 +166,40 @@ class Rows:
     ) -> str | None:
         return find_column(self.what, kind, given, names, self.columns, notes, used)
 
+    def _check_group_column(self, config: DataConfig, column: str | None) -> None:
+        """Makes sure that the groups are not the labels, which are in `column`, as far as one knows."""
+        group = config.group_column
+        if group is None or group not in self.columns:
+            return
+        if config.label_column is None:
+            is_label = _tier(group, _LABEL_NAMES) < (
+                len(_LABEL_NAMES) if column is None else _tier(column, _LABEL_NAMES)
+            )
+        else:
+            is_label = config.label_column == group
+        if is_label:
+            raise source_error(
+                self.what,
+                "groups in another column than the labels",
+                f"group_column={group!r}",
+                f"Name another column for the groups, or for the labels, with {_OPTIONS['labels']}.",
+            )
+
     def _split_rows(
-        self, rows: np.ndarray, config: DataConfig, notes: list[str], *, is_strict: bool
+        self,
+        rows: np.ndarray,
+        config: DataConfig,
+        notes: list[str],
+        *,
+        is_strict: bool,
+        may_lack: Collection[str] = (),
     ) -> tuple[dict[str, np.ndarray], str, str]:
         """Returns the rows of each split, what gives the splits, and a note on the rows that are in none."""
         if self.splits is not None and config.split_column is None:
             values: list[str | None] = list(self.splits)
             given_by = self.splits_given_by
         else:
-            if config.split_column is not None and config.split_column not in self.columns and not is_strict:
+            if config.split_column not in (None, *self.columns) and "split_column" in may_lack:
                 return {"all": rows}, "", ""  # other data than those of training: all of it is measured
             column = find_column(self.what, "splits", config.split_column, _SPLIT_NAMES, self.columns, [])
             if column is None:
@@ -173,7 +207,10 @@ class Rows:
             texts = [to_text(value) for value in self.columns[column]]
             values = [SPLIT_NAMES.get((text or "").lower()) for text in texts]
             unknown = sorted({text for text, value in zip(texts, values, strict=True) if text and value is None})
-            if unknown and config.split_column is None:
+            is_meant = (
+                config.split_column is not None or any(values) or (is_strict and _tier(column, _SPLIT_NAMES) == 0)
+            )
+            if unknown and not is_meant:
                 notes.append(f"the column {column} is not used as split: {shorten(unknown)} is not train, val or test")
                 return {"all": rows}, "", ""
             if unknown:
@@ -181,21 +218,19 @@ class Rows:
                     self.what,
                     f"one of {', '.join(SPLIT_NAMES)} in the column {column!r}",
                     f"values={unknown[:5]}",
-                    "Rename these values, or leave out split_column.",
+                    "Rename these values, or "
+                    + ("the column." if config.split_column is None else "leave out split_column."),
                 )
             given_by = f"the values of {column}"
             if config.split_column is None:
                 notes.append(f"splits: column {column}")
         found = {s: rows[[values[row] == s for row in rows]] for s in ("train", "val", "test")}
         splits = {split: places for split, places in found.items() if len(places)}
-        if "train" not in splits:
-            if is_strict:
-                raise source_error(
-                    self.what,
-                    "images for training",
-                    f"splits={list(splits)}",
-                    "Mark some as train, or drop the splits.",
-                )
+        if is_strict and "train" not in splits:
+            raise source_error(
+                self.what, "images for training", f"splits={list(splits)}", "Mark some as train, or drop the splits."
+            )
+        if not splits:
             return {"all": rows}, "", ""
         num_left = len(rows) - sum(map(len, splits.values()))
         return splits, given_by, f"{num_left} images in no split are left out" if num_left else ""
@@ -233,15 +268,20 @@ def find_column(
                 f"Name one of these with {_OPTIONS[kind]}.",
             )
         return given
-    normal = {name: re.sub(r"[\s.-]+", "_", name.strip().lower()) for name in columns if name not in used}
-    for tier in names:
-        found = [name for name in columns if normal.get(name) in tier]
+    for tier in range(len(names)):
+        found = [name for name in columns if name not in used and _tier(name, names) == tier]
         if len(found) > 1:
             raise unsure(what, kind, columns, found)
         if found:
             notes.append(f"{kind}: column {found[0]}")
             return found[0]
     return None
+
+
+def _tier(column: str, names: Sequence[Sequence[str]]) -> int:
+    """Returns how telling the name of a column is: 0 is the most, the number of tiers is not at all."""
+    normal = re.sub(r"[\s.-]+", "_", column.strip().lower())
+    return next((number for number, tier in enumerate(names) if normal in tier), len(names))
 
 
 def unsure(what: str, kind: str, columns: Mapping[str, Any], candidates: Sequence[str] = ()) -> DataError:

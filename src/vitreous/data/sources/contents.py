@@ -17,6 +17,9 @@ SPLIT_NAMES = {
     "val": "val",
     "valid": "val",
     "validation": "val",
+    "dev": "val",
+    "eval": "val",
+    "evaluation": "val",
     "test": "test",
     "testing": "test",
 }
@@ -139,29 +142,30 @@ def reason_of(error: ImageError | MissingPathError) -> str:
 
 
 def leave_out_broken(
-    what: str, splits: dict[str, ImageSet], class_names: tuple[str, ...], remedy: str
+    what: str, splits: dict[str, ImageSet], class_names: tuple[str, ...], remedy: str, *, min_classes: int = 2
 ) -> tuple[dict[str, ImageSet], dict[str, str]]:
-    """Leaves out images whose header is broken, and makes sure that each class has one that can be decoded.
+    """Leaves out images whose header is broken; to train, makes sure that each class has one that can be decoded.
 
     Args:
         what: The source, for errors.
         splits: Labelled images.
         class_names: The classes. Images of `"train"` or `"all"` are decoded, class by class, until one succeeds.
         remedy: What to do about a class without a readable image.
+        min_classes: 2 to train; 1 to evaluate, where a single readable image is enough.
 
     Returns:
         The splits without what is broken (a split of which nothing is left is dropped), and the broken images with the
         reason.
 
     Raises:
-        DataError: If a class has no readable training image.
+        DataError: If a class has no readable training image; or no image at all can be read.
     """
     found = {split: find_broken(images) for split, images in splits.items()}
-    main = "train" if "train" in splits else "all"
+    main = next(split for split in ("train", "all", *splits) if split in splits)
     images, broken = splits[main], found[main]
     good: set[int] = set()
     for name, members in zip(class_names, members_of(images, len(class_names)), strict=True):
-        if any(_decodes(images, int(place), broken, good) for place in members):
+        if any(_decodes(images, int(place), broken, good) for place in members) or min_classes < 2:
             continue
         reasons = [f"{images.names[place]}: {broken[place]}" for place in members]
         raise source_error(
@@ -175,7 +179,11 @@ def leave_out_broken(
         places = [place for place in range(len(images)) if place not in found[split]]
         if places:
             kept[split] = images.take(places) if found[split] else images
-    return kept, {splits[split].names[place]: reason for split in splits for place, reason in found[split].items()}
+    told = {splits[split].names[place]: reason for split in splits for place, reason in found[split].items()}
+    if not kept:
+        shown = shorten([f"{name}: {reason}" for name, reason in told.items()], 2)
+        raise source_error(what, "an image that can be read", f"{len(told)} broken ones ({shown})", remedy)
+    return kept, told
 
 
 def _decodes(images: ImageSet, place: int, broken: dict[int, str], good: set[int]) -> bool:

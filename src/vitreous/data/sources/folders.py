@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -28,6 +28,8 @@ class Tree(Protocol):
     """Where it lies."""
     notes: list[str]
     """Facts worth printing."""
+    passed_over: Mapping[str, int]
+    """How many files cannot be reached, by why not, in words."""
 
     def entries(self, prefix: str) -> tuple[list[str], list[tuple[str, int]]]:
         """Returns the folders, and the files with their bytes, sorted, without hidden ones; nothing if it is none."""
@@ -53,6 +55,7 @@ class FolderTree:
         self.root = str(root)
         self.what = f"the folder {root}"
         self.notes: list[str] = []
+        self.passed_over: Mapping[str, int] = {}
 
     def entries(self, prefix: str) -> tuple[list[str], list[tuple[str, int]]]:
         """Returns the folders and files in a folder."""
@@ -81,6 +84,7 @@ class ListedTree:
         store: What reads them.
         notes: Facts worth printing.
         keeps_root: Whether the root stays the root, whatever lies in it.
+        passed_over: How many files are not among them, by why not, in words.
     """
 
     def __init__(
@@ -93,9 +97,11 @@ class ListedTree:
         *,
         notes: Iterable[str] = (),
         keeps_root: bool = False,
+        passed_over: Mapping[str, int] | None = None,
     ):
         self.what, self.root, self.store = what, root, store
         self.notes = list(notes)
+        self.passed_over: Mapping[str, int] = passed_over or {}
         self.rows = {name: row for row, name in enumerate(names) if not _is_hidden(name)}
         self._folders: dict[str, set[str]] = {"": set()}
         self._files: dict[str, list[tuple[str, int]]] = {}
@@ -203,7 +209,8 @@ def read_folder(root: str | Path | Tree, *, min_classes: int = 2) -> Contents:
 
     Args:
         root: The folder, or another tree.
-        min_classes: Classes that there must be: 2 to train, 1 to evaluate.
+        min_classes: Classes that there must be: 2 to train; 1 to evaluate, where held-out images may have classes of
+            their own, and a class no training image.
 
     Raises:
         DataError: If the tree is not laid out as `LAYOUT` says, or a class has no readable training image.
@@ -287,6 +294,8 @@ class _FolderReader:
         """Checks the classes and the files."""
         main = "all" if "all" in classes else "train"
         class_names = tuple(sorted(classes[main]))
+        if self.min_classes < 2:
+            class_names = tuple(sorted({name for found in classes.values() for name, files in found.items() if files}))
         self.check_classes(class_names)
         for name in class_names:
             if not name.isprintable():
@@ -304,12 +313,13 @@ class _FolderReader:
             names, sizes, labels = zip(*files, strict=True) if files else ((), (), ())
             splits[split] = self.tree.image_set(names, labels, sizes)
         remedy = "Add images to this folder, or remove it."
-        splits, broken = leave_out_broken(self.tree.what, splits, class_names, remedy)
-        num_ignored = self.num_loose_images + self.other_suffixes.total()
+        splits, broken = leave_out_broken(self.tree.what, splits, class_names, remedy, min_classes=self.min_classes)
+        num_ignored = self.num_loose_images + self.other_suffixes.total() + sum(self.tree.passed_over.values())
         if num_ignored:
             parts = [f"{count} {suffix}" for suffix, count in self.other_suffixes.most_common()]
             if self.num_loose_images:
                 parts.insert(0, f"{self.num_loose_images} images outside the class folders")
+            parts += [f"{count} {why}" for why, count in self.tree.passed_over.items()]
             self.notes.append(f"{num_ignored} files passed over: {shorten(parts)}")
         return Contents(
             name=os.path.basename(os.path.abspath(self.tree.root)) or self.tree.root,

@@ -6,7 +6,7 @@ No pixels are read but those of headers.
 
 import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from vitreous.data.sources.columns import Rows, is_image_path
 from vitreous.data.sources.contents import Contents, join_images, members_of, shorten, source_error
 from vitreous.data.sources.folders import LAYOUT, FolderTree, Tree, folder_error, is_image_name, read_folder, walk_files
 from vitreous.data.sources.huggingface import is_saved_dataset, read_saved_dataset
+from vitreous.data.sources.labels import to_text
 from vitreous.data.sources.remote import RemoteStore, fetch, is_remote, list_files, match_urls, tree_of_url
 from vitreous.data.sources.shards import expand_braces, is_pattern, is_shard, match_files, read_shards, shards_in
 from vitreous.data.sources.tables import TABLE_SUFFIXES, read_table
@@ -38,8 +39,9 @@ def load_dataset(data: str | Path, *, seed: int = 0, config: DataConfig | None =
 
     The data are one of these:
 
-    - A folder with one folder for each class; or train/ (training/), val/ (valid/, validation/) and test/ (testing/),
-      in any case, with one folder for each class in them. Images in folders below a class count for that class.
+    - A folder with one folder for each class; or train/ (training/), val/ (valid/, validation/, dev/, eval/,
+      evaluation/) and test/ (testing/), in any case, with one folder for each class in them. Images in folders below
+      a class count for that class.
     - An archive (.zip, .tar, .tar.gz ...) laid out as such a folder.
     - WebDataset shards: a .tar, a folder of them, or a pattern (`"shard-{000..012}.tar"`), with labels in .cls, .txt or
       .json members.
@@ -94,13 +96,16 @@ def change_config(config: DataConfig | None, changes: dict[str, Any]) -> DataCon
     return DataConfig.from_dict({**(config or DataConfig()).to_dict(), **changes})
 
 
-def read_source(data: str | Path, config: DataConfig, *, min_classes: int = 2) -> Contents:
+def read_source(
+    data: str | Path, config: DataConfig, *, min_classes: int = 2, may_lack: Collection[str] = ()
+) -> Contents:
     """Reads what a source holds; nothing is drawn.
 
     Args:
         data: As for `load_dataset`.
         config: Which column is what.
         min_classes: Classes that there must be: 2 to train, 1 to evaluate.
+        may_lack: Which of `split_column` and `group_column` need not be there.
 
     Raises:
         MissingPathError: If there is no such source.
@@ -110,7 +115,7 @@ def read_source(data: str | Path, config: DataConfig, *, min_classes: int = 2) -
         return load_built_in(str(data))
     source = _open_remote(str(data), config) if is_remote(data) else _open_local(data, config)
     if isinstance(source, Rows):
-        return source.label(config, min_classes=min_classes)
+        return source.label(config, min_classes=min_classes, may_lack=may_lack)
     contents = read_folder(source, min_classes=min_classes)
     contents.name = _name_of(data)
     return contents
@@ -204,7 +209,8 @@ def make_dataset(data: str | Path, contents: Contents, config: DataConfig, *, se
         seed: The same seed draws the same images.
 
     Raises:
-        DataError: If folds are wanted of a source that is split already, or groups of one without that column.
+        DataError: If folds are wanted of a source that is split already, or groups of one without that column or with
+            a single group.
     """
     splits, notes = dict(contents.splits), list(contents.notes)
     column = config.group_column
@@ -225,9 +231,13 @@ def make_dataset(data: str | Path, contents: Contents, config: DataConfig, *, se
         held_out = "val" if "val" in splits else "test"
         splits["test"] = splits.pop(held_out)
         notes.append(f"test is {contents.places.get(held_out, 'as ' + contents.given_by + ' give it')}")
+        if config.val_fraction:
+            _check_groups(data, splits["train"], config)
         notes += _draw(splits, "val", config.val_fraction, config, seed)
     else:
         num_images = len(splits["train"])
+        if config.val_fraction or config.test_fraction:
+            _check_groups(data, splits["train"], config)
         notes += _draw(splits, "test", config.test_fraction, config, seed)
         notes += _draw(splits, "val", config.val_fraction * num_images / len(splits["train"]), config, seed)
     notes += _notes_on_groups(splits, config)
@@ -247,12 +257,17 @@ def _groups(images: ImageSet, config: DataConfig) -> np.ndarray | None:
     """Returns the group of each image; None if there are none. An image without a value is a group of its own."""
     if config.group_column is None:
         return None
-    values = images.columns[config.group_column]
-    return np.array([f"={v}" if _is_known(v) else f"#{row}" for v, row in zip(values, images.rows, strict=True)])
+    values = map(to_text, images.columns[config.group_column])
+    return np.array([f"#{row}" if v is None else f"={v}" for v, row in zip(values, images.rows, strict=True)])
 
 
-def _is_known(value: Any) -> bool:
-    return not (value is None or value == "" or value != value)
+def _check_groups(data: str | Path, images: ImageSet, config: DataConfig) -> None:
+    groups = _groups(images, config)
+    if groups is not None and len(np.unique(groups)) < 2:
+        raise DataError(
+            f"Cannot split {data} by whole groups. Expected at least two groups of {config.group_column}. "
+            "Received: 1. Leave out group_column, or set val_fraction and test_fraction to 0."
+        )
 
 
 def _draw(splits: dict[str, ImageSet], split: str, fraction: float, config: DataConfig, seed: int) -> list[str]:
@@ -261,7 +276,7 @@ def _draw(splits: dict[str, ImageSet], split: str, fraction: float, config: Data
     groups = _groups(train, config)
     kept, drawn = split_examples(train.labels, fraction, seed, groups)
     if not len(drawn):
-        why = "every class has one image" if groups is None else f"{config.group_column} has too few groups"
+        why = "every class has one image" if groups is None else f"no group of {config.group_column} can be spared"
         return [f"there is no {split} split: its share is 0, or {why}"]
     splits["train"], splits[split] = train.take(kept), train.take(drawn)
     return [f"{split} is {len(drawn)} of {len(train)} training images, drawn {_manner(train, config)} with seed {seed}"]
@@ -304,13 +319,12 @@ def _draw_fold(
 def _notes_on_groups(splits: dict[str, ImageSet], config: DataConfig) -> list[str]:
     if config.group_column is None:
         return []
-    known = {
-        split: {v for v in images.columns[config.group_column] if _is_known(v)} for split, images in splits.items()
-    }
-    unknown = sum(not _is_known(v) for images in splits.values() for v in images.columns[config.group_column])
+    groups = {split: [to_text(v) for v in images.columns[config.group_column]] for split, images in splits.items()}
+    known = {split: {name for name in names if name is not None} for split, names in groups.items()}
+    unknown = sum(name is None for names in groups.values() for name in names)
     notes = [f"{unknown} images have no {config.group_column}, and are a group each"] if unknown else []
     for split in ("val", "test"):
-        if shared := sorted(map(str, known.get(split, set()) & known["train"])):
+        if shared := sorted(known.get(split, set()) & known["train"]):
             notes.append(
                 f"{len(shared)} groups of {config.group_column} are in train and in {split}, as the data give them: "
                 f"{shorten(shared)}"

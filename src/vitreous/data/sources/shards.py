@@ -150,6 +150,7 @@ def read_shards(
     for number, path in enumerate(paths):
         index = indices[number] if indices is not None else index_tar(path)
         notes += index.notes
+        notes += [f"{count} files of {path.name} passed over: {why}" for why, count in index.passed_over.items()]
         tars.append(index.path)
         grouped: dict[str, dict[str, int]] = {}
         for row, member in enumerate(index.names):

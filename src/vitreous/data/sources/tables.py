@@ -66,6 +66,13 @@ def read_table(path: Path, config: DataConfig, *, root: str | Path | None = None
         if is_far:
             notes.append("remote images are fetched in training; a broken one is found when it is read")
         sizes = np.array([0 if is_far else _size(os.path.join(root, name)) for name in names])
+        if (sizes < 0).all():
+            raise source_error(
+                what,
+                f"paths of images in the column {column!r}",
+                f"{len(names)} paths to no file, such as {names[0]!r}",
+                f"Paths count from {root}: mend them, or name another column with image_column (--image-column).",
+            )
     return Rows(
         what=what,
         name=path.stem,
@@ -90,7 +97,7 @@ def _read_delimited(path: Path, what: str) -> dict[str, Sequence[Any]]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             first = file.readline()
-            delimiter = "\t" if path.suffix.lower() == ".tsv" else max(",;\t", key=first.count)
+            delimiter = "\t" if path.suffix.lower() == ".tsv" else max(",;\t|", key=first.count)
             file.seek(0)
             reader = csv.reader(file, delimiter=delimiter)
             header = [name.strip() for name in next(reader, [])]
