@@ -97,14 +97,14 @@ def test_fewer_folds_than_before(result, table, tmp_path, monkeypatch):
     for place in ("fold-1", "fold-2", "metrics.json", "README.md"):
         shutil.move(root / place, tmp_path / place)
     options = {"num_folds": 2, "out": root, "label_column": "colour"}
-    with pytest.raises(RunExistsError, match=r"Received: fold-3, which exists\. Pass another --out, or --overwrite"):
-        train_folds(table, **options)
 
     def train(data, *, out, **_):
         shutil.copytree(tmp_path / out.name, out)
         return load_run(out)
 
     monkeypatch.setattr("vitreous.training.folds.train", train)
+    with pytest.raises(RunExistsError, match=r"Received: fold-3, which exists\. Pass another --out, or --overwrite"):
+        train_folds(table, **options)
     assert train_folds(table, overwrite=True, **options).metrics["num_folds"] == 2
     assert sorted(place.name for place in root.iterdir()) == ["README.md", "fold-1", "fold-2", "fold-4", "metrics.json"]
 
