@@ -3,7 +3,7 @@
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from cyclopts import App, CycloptsError, Parameter
 
@@ -12,6 +12,7 @@ from vitreous.cli.tools import convert, models, patches, recipes
 from vitreous.cli.train import draw_augmented, pretrain, train
 from vitreous.cli.use import evaluate, inspect, predict
 from vitreous.errors import VitreousError
+from vitreous.text import escape_text
 
 app = App(
     name="vitreous",
@@ -23,11 +24,20 @@ app = App(
     suppress_keyboard_interrupt=False,
 )
 
-for command in (train, pretrain, evaluate, predict, inspect, patches):
-    app.command(command)
-app.command(draw_augmented, name="augment")
-for command in (convert, models, recipes):
-    app.command(command)
+_COMMANDS: dict[str, Callable[..., int]] = {
+    "train": train,
+    "pretrain": pretrain,
+    "evaluate": evaluate,
+    "predict": predict,
+    "inspect": inspect,
+    "patches": patches,
+    "augment": draw_augmented,
+    "convert": convert,
+    "models": models,
+    "recipes": recipes,
+}
+for _name, _command in _COMMANDS.items():
+    app.command(_command, name=_name)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -59,5 +69,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _fail(message: str) -> int:
-    print(f"Error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"Error: {escape_text(' '.join(message.split()))}", file=sys.stderr)
     return 2

@@ -6,7 +6,7 @@ import typing
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from cyclopts import Group
+from cyclopts import Group, Parameter
 
 from vitreous.backend import select_backend
 from vitreous.errors import ConfigError
@@ -18,6 +18,18 @@ Backend = Literal["jax", "torch", "tensorflow"]
 DATA, RECIPE, OPTIMIZER, AUGMENTATION, ARCHITECTURE = (
     Group.create_ordered(name) for name in ("Data", "Recipe", "Optimizer", "Augmentation", "Architecture")
 )
+
+
+_SOURCES = (
+    "a folder with one folder a class, with or without train/ and val/ or test/ above them; a zip or tar of such a "
+    "folder; a table (.csv, .tsv, .jsonl, .parquet); WebDataset shards; what save_to_disk of Hugging Face's datasets "
+    "left; the URL of one of these; or a built-in name: digits, cifar10, cifar100, mnist, fashion_mnist"
+)
+
+
+def describe_source(before: str, after: str = "") -> Parameter:
+    """Returns the help of an argument that takes every source of images, and what else is to say of it."""
+    return Parameter(help=f"{before} {_SOURCES}.{after and ' '}{after}")
 
 
 def _optional(record: type, name: str, without: Sequence[str] = ()) -> Any:
@@ -39,6 +51,7 @@ def _optional(record: type, name: str, without: Sequence[str] = ()) -> Any:
 
 if typing.TYPE_CHECKING:
     DataOptions: typing.TypeAlias = Any
+    SplitOptions: typing.TypeAlias = Any
     MaskedOptions: typing.TypeAlias = Any
     ColumnOptions: typing.TypeAlias = Any
     RecipeOptions: typing.TypeAlias = Any
@@ -48,6 +61,7 @@ if typing.TYPE_CHECKING:
 else:
     MaskedOptions = _optional(MaskedConfig, "MaskedOptions")
     DataOptions = _optional(DataConfig, "DataOptions", without=("num_folds",))
+    SplitOptions = _optional(DataConfig, "SplitOptions", without=("num_folds", "fold"))
     ColumnOptions = _optional(
         DataConfig,
         "ColumnOptions",
@@ -82,3 +96,15 @@ def start_backend(backend: str | None) -> None:
     """Settles the Keras backend and says which and why, in one line on standard error."""
     name, reason = select_backend(backend)
     print(f"Backend  {name} ({reason})", file=sys.stderr, flush=True)
+    if name != "tensorflow":
+        _keep_tensorflow_out()
+
+
+def _keep_tensorflow_out() -> None:
+    """Tells Keras that there is no TensorFlow, which it else imports to save a model on any backend: log lines, and
+    seconds.
+    """
+    from keras.src.utils import module_utils
+
+    if "tensorflow" not in sys.modules and hasattr(module_utils, "tensorflow"):
+        module_utils.tensorflow._available = False

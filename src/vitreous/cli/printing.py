@@ -10,6 +10,7 @@ from typing import Any, TextIO
 
 from vitreous.errors import ConfigError
 from vitreous.spec import ViTConfig
+from vitreous.text import escape_text
 
 if typing.TYPE_CHECKING:
     from vitreous.data.inspection import Inspection
@@ -25,9 +26,10 @@ def metrics_line(split: str, metrics: dict[str, Any]) -> str:
 
 def class_lines(metrics: dict[str, Any]) -> list[str]:
     """Returns a line for each class."""
-    width = max(map(len, metrics["recall"]), default=0)
+    shown = {name: escape_text(name) for name in metrics["recall"]}
+    width = max(map(len, shown.values()), default=0)
     if "accuracy" in metrics:
-        lines = [f"{name:<{width}} {recall:7.2%}" for name, recall in metrics["recall"].items()]
+        lines = [f"{shown[name]:<{width}} {recall:7.2%}" for name, recall in metrics["recall"].items()]
         return [
             f"Recall   of each class (mean {metrics['macro_recall']:.2%})",
             *(f"         {line}" for line in lines),
@@ -36,7 +38,7 @@ def class_lines(metrics: dict[str, Any]) -> list[str]:
     return [
         f"Labels   {'':<{width}} average precision  precision   recall   images",
         *(
-            f"         {name:<{width}} {metrics[kinds[0]][name]:17.2%} {metrics[kinds[1]][name]:10.2%} "
+            f"         {shown[name]:<{width}} {metrics[kinds[0]][name]:17.2%} {metrics[kinds[1]][name]:10.2%} "
             f"{metrics[kinds[2]][name]:8.2%} {count:8,}"
             for name, count in metrics["support"].items()
         ),
@@ -46,7 +48,8 @@ def class_lines(metrics: dict[str, Any]) -> list[str]:
 def prediction_line(prediction: "Prediction") -> str:
     """Returns an image and its classes in one line."""
     pairs = zip(prediction.classes, prediction.probabilities, strict=True)
-    return f"{prediction.path}: " + ", ".join(f"{name} {share:.1%}" for name, share in pairs)
+    answers = ", ".join(f"{escape_text(name)} {share:.1%}" for name, share in pairs)
+    return f"{escape_text(str(prediction.path))}: {answers}"
 
 
 def print_findings(inspection: "Inspection") -> None:
@@ -59,9 +62,10 @@ def print_findings(inspection: "Inspection") -> None:
     dataset = inspection.dataset
     counts = ", ".join(f"{len(images):,} {split}" for split, images in dataset.splits.items())
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
-    console.print(
-        Text(f"Data     {dataset.name}: {len(dataset.class_names)} classes; images: {counts}"), soft_wrap=True
-    )
+    lines = [f"Data     {dataset.name}: {len(dataset.class_names)} classes; images: {counts}"]
+    lines += [f"         {note}" for note in dataset.notes]
+    for line in lines:
+        console.print(Text(escape_text(line)), soft_wrap=True)
     if inspection.findings:
         colours = {"error": "bold red", "warning": "yellow", "note": "blue"}
         table = Table(box=box.SIMPLE, pad_edge=False, padding=(0, 1))
@@ -70,17 +74,12 @@ def print_findings(inspection: "Inspection") -> None:
         for finding in inspection.findings:
             severity = Text(finding.severity, style=colours[finding.severity])
             title = Text(finding.text.title)
-            table.add_row(severity, title, f"{len(finding.items):,}", Text(_visible(finding.example())))
+            table.add_row(severity, title, f"{len(finding.items):,}", Text(escape_text(finding.example())))
         console.print(table)
         shown = [finding for finding in inspection.findings if finding.severity != "note"]
         for finding in shown:
             console.print(Text(f"{finding.text.title}: {finding.text.remedy}"), soft_wrap=True)
     console.print(Text(f"Found    {inspection.summary()} ({inspection.seconds:.1f} s)"), soft_wrap=True)
-
-
-def _visible(text: str) -> str:
-    """Returns a text with control characters written out, so that a file's name cannot steer the terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def model_lines(row: dict[str, Any]) -> list[str]:

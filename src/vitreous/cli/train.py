@@ -21,6 +21,8 @@ from vitreous.cli.options import (
     MaskedOptions,
     OptimizerOptions,
     RecipeOptions,
+    SplitOptions,
+    describe_source,
     given,
     parse_size,
     start_backend,
@@ -33,7 +35,7 @@ if typing.TYPE_CHECKING:
 
 
 def train(
-    data: str,
+    data: Annotated[str, describe_source("Labelled images:")],
     /,
     *,
     out: Path | None = None,
@@ -57,10 +59,7 @@ def train(
     code 130).
 
     Args:
-        data: Folder with one folder a class, with or without train/ and val/ or test/ above them; a zip or tar of such
-            a folder; a table (.csv, .tsv, .jsonl, .parquet); WebDataset shards; the URL of one of these; or a
-            built-in name:
-            digits, cifar10, cifar100, mnist, fashion_mnist.
+        data: Labelled images.
         out: Folder of the run. Default: the first free runs/DATA-N.
         recipe: Name of a recipe, or a TOML file. Default: chosen from the data.
         pretrained: Weights to start from: timm/NAME.TAG, hf:OWNER/NAME, or a local file or folder.
@@ -106,7 +105,10 @@ def train(
 
 
 def pretrain(
-    data: str,
+    data: Annotated[
+        str,
+        describe_source("A folder of images, labelled or not;", "Test images are left out where there are some."),
+    ],
     /,
     *,
     out: Path | None = None,
@@ -127,7 +129,7 @@ def pretrain(
     few labels.
 
     Args:
-        data: Any source of images, labelled or not; test images are left out where there are some.
+        data: Images, labelled or not.
         out: Folder of the run. Default: the first free runs/DATA-pretrained-N.
         recipe: Name of a recipe, or a TOML file. Default: chosen from the data.
         image_size: Image height and width in pixels: 224, or 192x256. Default: the recipe's.
@@ -179,37 +181,41 @@ def _say_folds(result: "CrossValidation") -> int:
 
 
 def draw_augmented(
-    data: str,
+    data: Annotated[str, describe_source("An image file;")],
     /,
     *,
     recipe: str | None = None,
     image_size: str | None = None,
     seed: int = 0,
     out: Path = Path("augmented.png"),
+    data_options: Annotated[SplitOptions | None, Parameter(name="*", group=DATA)] = None,
     augment: Annotated[AugmentOptions | None, Parameter(group=AUGMENTATION)] = None,
 ) -> int:
     """Draw what training sees: one image in several epochs, and a batch with its targets.
 
     Args:
-        data: Image file, folder with one folder a class, or a built-in name: digits.
+        data: An image file, or labelled images.
         recipe: Name of a recipe, or a TOML file. Default: chosen from the data.
         image_size: Image height and width in pixels: 224, or 192x256. Default: the recipe's.
-        seed: Decides the draws.
+        seed: Decides splits and draws.
         out: Picture to write: .png, .svg or .pdf.
+        data_options: Columns and splits.
         augment: Values that differ from the recipe's.
     """
-    from vitreous.data import ImageSet, decode_image, load_dataset
+    from vitreous.data import load_dataset, load_images
+    from vitreous.data.sources.columns import is_image_path
     from vitreous.figures.augmentation import draw_augmentation, first_readable
     from vitreous.registry import get_spec
     from vitreous.training.recipe import choose_recipe, load_recipe
 
     size = parse_size(image_size, "image-size")
     name, class_names = "", tuple[str, ...]()
-    if Path(data).is_file():
-        images = ImageSet([Path(data).name], [0], root=Path(data).parent)
-        decode_image(data)  # says what is wrong with it, if anything is
+    if is_image_path(data) and not Path(data).is_dir():
+        images = load_images(data)
+        images = images.with_labels(images.labels + 1)  # one class, of no name
+        images.load(0)  # says what is wrong with it, if anything is
     else:
-        dataset = load_dataset(data, seed=seed)
+        dataset = load_dataset(data, seed=seed, **given(data_options))
         images, class_names = dataset.splits["train"], dataset.class_names
         name = dataset.name if dataset.root is None else ""
     side = min(first_readable(images)[1].shape[:2])

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from vitreous.cli.options import DATA, Backend, ColumnOptions, given, start_backend
+from vitreous.cli.options import DATA, Backend, ColumnOptions, SplitOptions, describe_source, given, start_backend
 from vitreous.cli.printing import (
     check_output,
     class_lines,
@@ -18,11 +18,14 @@ from vitreous.cli.printing import (
     show_progress,
 )
 from vitreous.errors import ConfigError
+from vitreous.text import escape_text
 
 
 def evaluate(
     run: Path,
-    data: str | None = None,
+    data: Annotated[
+        str | None, describe_source("Labelled images:", "Default: the data the run was trained on.")
+    ] = None,
     /,
     *,
     split: Literal["train", "val", "test", "all"] | None = None,
@@ -35,8 +38,7 @@ def evaluate(
 
     Args:
         run: Folder of the run.
-        data: Folder with one folder a class, or any other source that train takes. Default: the data the run was
-            trained on.
+        data: Labelled images.
         split: Which part of the data. Default: its test images; all images of a folder without splits.
         json_output: Print JSON, with the confusion matrix.
         out: File to write instead of printing.
@@ -62,13 +64,17 @@ def evaluate(
             for line in class_lines(metrics):
                 print(line, file=file)
     for name, reason in metrics["broken_files"].items():
-        print(f"Warning: left out {name}: {reason}", file=sys.stderr)
+        print(f"Warning: left out {escape_text(name)}: {escape_text(reason)}", file=sys.stderr)
     return 0
 
 
 def predict(
     run: Path,
-    images: Annotated[list[str], Parameter(required=True)],
+    images: Annotated[
+        list[str],
+        Parameter(required=True),
+        describe_source("Image files; folders of images;", "Labels are not needed."),
+    ],
     /,
     *,
     top_k: int = 5,
@@ -82,7 +88,7 @@ def predict(
 
     Args:
         run: Folder of the run.
-        images: Image files, folders of images, and any other source that train takes; labels are not needed.
+        images: Images, labelled or not.
         top_k: How many classes to name for each image, at most.
         json_output: Print JSON.
         csv_output: Print CSV.
@@ -116,7 +122,7 @@ def predict(
 
 
 def inspect(
-    data: str,
+    data: Annotated[str, describe_source("Labelled images:")],
     /,
     *,
     html: Path | None = None,
@@ -125,7 +131,9 @@ def inspect(
     run: Path | None = None,
     min_similarity: float = 0.9,
     strict: Annotated[bool, Parameter(negative=())] = False,
+    seed: int | None = None,
     backend: Backend | None = None,
+    data_options: Annotated[SplitOptions | None, Parameter(name="*", group=DATA)] = None,
 ) -> int:
     """Look for what is wrong with labelled images, before or after training. Nothing is deleted or changed.
 
@@ -133,14 +141,17 @@ def inspect(
     classes; with a run, labels that its model disputes.
 
     Args:
-        data: As for train: a folder with one folder a class, or a built-in name.
+        data: Labelled images.
         html: Page to write, with thumbnails; one file that needs no network.
         json_output: JSON file to write, with everything.
         fix_list: CSV table to write: each file, what was found, what could be done.
-        run: Folder of a run whose model looks for wrong labels. The data is split as in its training.
+        run: Folder of a run whose model looks for wrong labels. Columns and splits are those of its training where the
+            data has them.
         min_similarity: Correlation of two thumbnails, in (0, 1], from which images count as nearly the same.
         strict: Exit with code 1 if there are errors.
+        seed: Decides the splits that the data does not give. Default: the run's, or 0.
         backend: Keras backend, for --run. Default: KERAS_BACKEND, else the fastest one installed for this hardware.
+        data_options: Columns and splits.
     """
     outputs = {"--html": html, "--json": json_output, "--fix-list": fix_list}
     for option, path in outputs.items():
@@ -153,7 +164,9 @@ def inspect(
         load_run(run)
         start_backend(backend)
     with show_progress("images") as on_progress:
-        inspection = inspect_data(data, run=run, min_similarity=min_similarity, on_progress=on_progress)
+        inspection = inspect_data(
+            data, run=run, seed=seed, min_similarity=min_similarity, on_progress=on_progress, **given(data_options)
+        )
     print_findings(inspection)
     if html:
         from vitreous.report import render_inspection
