@@ -1,3 +1,4 @@
+import importlib.util
 import json
 import os
 import pty
@@ -272,3 +273,61 @@ def test_live_bar_in_a_terminal(tmp_path):
         assert part in text
     assert "epoch   2" in text
     assert "Test     accuracy" in text
+
+
+def test_data_options_everywhere(call, table, tmp_path):
+    """inspect and augment read tables as train does; what is said of the data is printed."""
+    code, out, err = call("inspect", table, "--label-column", "colour", "--group-column", "camera", "--seed", 3)
+    assert code == 0, err
+    lines = out.splitlines()
+    assert lines[0].startswith("Data     colours: 2 classes; images: ")
+    assert lines[1].startswith("         ") and "column photo" in lines[1]
+    assert "drawn by whole groups of camera with seed 3" in out
+    picture = tmp_path / "a.png"
+    assert call("augment", table, "--label-column", "colour", "--recipe", "digits", "--out", picture)[0] == 0
+    assert picture.exists()
+    fails(call("augment", table, "--out", picture), "which column holds the labels")
+    fails(call("inspect", table), "which column holds the labels")
+
+
+def test_help_names_every_source(call):
+    from vitreous.data import BUILT_IN
+
+    for command in ("train", "pretrain", "evaluate", "predict", "inspect", "augment"):
+        text = " ".join(call(command, "--help")[1].replace("│", " ").split())
+        for source in ("zip or tar", ".parquet", "WebDataset", "save_to_disk", "URL", *BUILT_IN):
+            assert source in text, (command, source)
+
+
+def test_names_cannot_steer_the_terminal(call, digits_run, image, tmp_path):
+    name = "a\nb\x1b[31mred.png"
+    (tmp_path / name).write_bytes(image.read_bytes())
+    code, out, _ = call("predict", digits_run, tmp_path / name, "--top-k", 1)
+    assert code == 0
+    assert len(out.splitlines()) == 1 and out.startswith(f"{tmp_path}/a\\nb\\x1b[31mred.png: ")
+    (tmp_path / name).write_bytes(b"no image")
+    code, _, err = call("predict", digits_run, tmp_path / name)
+    assert code == 2 and "\x1b" not in err
+    from vitreous.cli.printing import class_lines
+
+    (_, line) = class_lines({"accuracy": 1.0, "macro_recall": 1.0, "recall": {"a\nb": 1.0}})
+    assert line == "         a\\nb 100.00%"
+
+
+def test_training_leaves_tensorflow_alone(tmp_path):
+    """Keras imports it to save a model, wherever it is installed: seconds, and log lines in the output."""
+    if importlib.util.find_spec("tensorflow") is None:
+        pytest.skip("needs TensorFlow beside jax")
+    out = str(tmp_path / "run")
+    code = f"""
+import sys
+from vitreous.cli import main
+try:
+    main(["train", "digits", "--epochs", "1", "--backend", "jax", "--out", {out!r}])
+finally:
+    print("loaded", "tensorflow" in sys.modules)
+"""
+    result = subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "loaded False" in result.stdout
+    assert "oneDNN" not in result.stderr

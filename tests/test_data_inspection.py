@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+import shutil
 import threading
 
 import numpy as np
@@ -12,6 +13,8 @@ from vitreous.data import Dataset, ImageSet, load_dataset
 from vitreous.data.inspection import KINDS, SEVERITIES, inspect_dataset, inspect_fast
 from vitreous.data.inspection.findings import FIX_LIST_COLUMNS
 from vitreous.data.inspection.scan import measure_image, scan_dataset
+from vitreous.data.sources.remote import RemoteStore
+from vitreous.data.stores import JoinedStore
 from vitreous.errors import ConfigError
 
 
@@ -392,3 +395,43 @@ def test_fast_part_bounds_what_it_reads_of_unknown_size(monkeypatch):
     images = np.random.default_rng(0).integers(0, 256, (30, 16, 16, 3)).astype("uint8")
     found = inspect_fast(arrays_dataset(images, [0, 1] * 15))
     assert [finding.kind for finding in found.findings] == ["unchecked"]
+
+
+def test_fast_part_fetches_nothing(monkeypatch):
+    def refuse(*_):
+        raise AssertionError("fetched")
+
+    monkeypatch.setattr(RemoteStore, "read", refuse)
+    names = [f"{i}.png" for i in range(24)]
+    images = ImageSet(names, [0, 1] * 12, store=RemoteStore("s3://bucket/photos"), file_sizes=[100] * 24)
+    far = Dataset(name="far", root="s3://bucket/photos", class_names=("a", "b"), splits={"train": images})
+    found = inspect_fast(far)
+    assert details(found, "unchecked") == [
+        "images on other machines (24) are not fetched before training: vitreous inspect compares them"
+    ]
+
+
+def test_fast_part_compares_what_is_near_beside_what_is_far(tmp_path, monkeypatch):
+    monkeypatch.setattr("vitreous.data.sources.remote.open_file_system", None)
+    for name in "abc":
+        photo(ord(name) // 98).save(tmp_path / f"{name}.png")  # b and c are the same
+    names = [*(f"{name}.png" for name in "abc"), "https://example.org/d.png"]
+    images = ImageSet(names, [0, 1, 1, 0], store=JoinedStore([RemoteStore(tmp_path)], [4]))
+    found = inspect_fast(Dataset(name="mixed", root=tmp_path, class_names=("a", "b"), splits={"train": images}))
+    assert files(found, "duplicate") == ["c.png"]
+    assert details(found, "unchecked")[0].startswith("images on other machines (1) are")
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_fast_part_counts_what_it_reads_of_archives(tmp_path, monkeypatch, kind):
+    """Members whose sizes differ need not be read: heads of those in a tar; those in a zip are whole, and counted."""
+    make_clean(tmp_path / "data")
+    path = shutil.make_archive(str(tmp_path / "packed"), kind, tmp_path / "data")
+    dataset = load_dataset(path)
+    sizes = np.concatenate([images.file_sizes for images in dataset.splits.values()])
+    shared = sum(size for size in sizes.tolist() if (sizes == size).sum() > 1)
+    monkeypatch.setattr("vitreous.data.inspection.whole.FAST_MAX_BYTES", shared + 12 * len(sizes))
+    found = inspect_fast(dataset)
+    assert ("unchecked" in found) == (kind == "zip")
+    if kind == "zip":
+        assert details(found, "unchecked")[0].startswith("the images are too large to compare before training")

@@ -1,3 +1,5 @@
+import zipfile
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -100,3 +102,16 @@ def test_command(tmp_path, capsys):
     (tmp_path / "bad.png").write_bytes(b"no image")
     assert run("augment", tmp_path / "bad.png") == 2
     assert "bad.png" in capsys.readouterr().err
+
+
+def test_command_knows_pictures_by_their_suffix(tmp_path, capsys):
+    """Another file is a source of images: a zip here."""
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 40, 40, 3), "uint8")
+    with zipfile.ZipFile(tmp_path / "data.zip", "w") as archive:
+        for i, image in enumerate(pixels):
+            Image.fromarray(image).save(tmp_path / "image.png")
+            archive.write(tmp_path / "image.png", f"{('cat', 'dog')[i % 2]}/{i}.png")
+    assert run("augment", tmp_path / "data.zip", "--recipe", "photos", "--out", tmp_path / "a.png") == 0
+    (tmp_path / "notes.txt").write_text("no image")
+    assert run("augment", tmp_path / "notes.txt", "--out", tmp_path / "b.png") == 2
+    assert "Received: a file of another kind." in capsys.readouterr().err

@@ -13,7 +13,7 @@ import vitreous
 from vitreous.cli import main
 from vitreous.data import Dataset, ImageSet
 from vitreous.data.inspection import KINDS
-from vitreous.errors import DataError
+from vitreous.errors import ConfigError, DataError
 from vitreous.inspection import label_findings
 from vitreous.training.progress import Reporter
 
@@ -189,3 +189,61 @@ def test_docs_list_every_kind():
     page = (Path(__file__).parents[1] / "docs" / "inspect.md").read_text()
     rows = [line for line in page.splitlines() if re.match(r"\| (error|warning|note) \|", line)]
     assert rows == [f"| {k.severity} | {k.title} | `{name}` | {k.action} |" for name, k in KINDS.items()]
+
+
+@pytest.fixture(scope="module")
+def colours(tmp_path_factory):
+    """Two tables of the same pictures: one with groups, one without and with its classes in another column."""
+    from PIL import Image
+
+    root = tmp_path_factory.mktemp("colours")
+    rows = []
+    for i in range(24):
+        pixels = np.random.default_rng(i).integers(0, 256, (8, 8, 3)).astype("uint8")
+        Image.fromarray(pixels).save(root / f"{i}.png")
+        rows.append((f"{i}.png", ("red", "green")[i % 2], f"c{i // 2}"))
+    (root / "grouped.csv").write_text("photo,colour,camera\n" + "\n".join(",".join(row) for row in rows))
+    (root / "plain.csv").write_text("photo,colour\n" + "\n".join(",".join(row[:2]) for row in rows))
+    (root / "other.csv").write_text("photo,label\n" + "\n".join(",".join(row[:2]) for row in rows))
+    for name, colour, _ in rows:
+        (root / "folder" / "train" / colour).mkdir(parents=True, exist_ok=True)
+        (root / "folder" / "train" / colour / name).write_bytes((root / name).read_bytes())
+    for colour, number in (("red", 0), ("green", 1)):
+        (root / "folder" / "test" / colour).mkdir(parents=True)
+        (root / "folder" / "test" / colour / "x.png").write_bytes((root / f"{number}.png").read_bytes())
+    options = {"label_column": "colour", "group_column": "camera", "num_folds": 3, "fold": 2}
+    run = vitreous.train(
+        root / "grouped.csv",
+        out=root / "run",
+        recipe="digits",
+        num_channels=3,
+        epochs=1,
+        batch_size=8,
+        seed=4,
+        **options,
+    )
+    return root, run
+
+
+@pytest.mark.parametrize("name", ["grouped.csv", "plain.csv", "other.csv", "folder"])
+def test_options_of_a_run_count_where_they_fit(colours, name):
+    root, run = colours
+    found = vitreous.inspect(root / name, run=run)
+    said = " ".join(found.dataset.notes)
+    assert ("fold 2 of 3" in said) == (name == "grouped.csv")
+    assert "with seed 4" in said
+    own = vitreous.inspect(root / name, run=run, val_fraction=0.3, seed=5)
+    assert "with seed 5" in " ".join(own.dataset.notes)
+    assert len(own.dataset.splits["val"]) > len(found.dataset.splits["val"])
+
+
+def test_options_of_the_data_in_python(colours):
+    root, _ = colours
+    notes = vitreous.inspect(root / "grouped.csv", label_column="colour", group_column="camera").dataset.notes
+    assert any("by whole groups of camera with seed 0" in note for note in notes)
+    with pytest.raises(
+        ConfigError, match=r"beside a Dataset\. Received: val_fraction, seed\. Pass them to load_dataset"
+    ):
+        vitreous.inspect(lamps(), val_fraction=0.2, seed=1)
+    with pytest.raises(DataError, match="which column holds the labels"):
+        vitreous.inspect(root / "plain.csv")

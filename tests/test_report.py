@@ -10,7 +10,8 @@ from inspection_data import make_faulty, photo
 from vitreous.data import Dataset, ImageSet, load_dataset
 from vitreous.data.inspection import inspect_dataset, inspect_fast
 from vitreous.report import render_inspection
-from vitreous.report.inspection import MAX_ITEMS, MAX_NAMES, shown
+from vitreous.report.inspection import MAX_ITEMS, MAX_NAMES
+from vitreous.text import escape_text as shown
 
 VOID = {"meta", "link", "img", "br", "wbr", "input", "hr"}
 
@@ -176,3 +177,11 @@ def test_thumbnails_show_the_image(html):
         i for i in images if i.size == (96, 96) and all(hi - lo < 10 for lo, hi in i.convert("RGB").getextrema())
     ][:1]
     assert np.allclose(np.asarray(constant.convert("RGB"))[0, 0], (90, 30, 120), atol=4)
+
+
+def test_notes_stand_on_top(tmp_path):
+    dataset = load_dataset(make_faulty(tmp_path / "faulty"))
+    html = render_inspection(inspect_fast(dataset))
+    for note in dataset.notes:
+        assert html.index(note[1:]) < html.index('class="card verdict"')
+    assert 'class="soft small">Val is' not in html

@@ -15,6 +15,11 @@ Precision = Literal["auto", "float32", "bfloat16"]
 _default: tuple[str, str] | None = None  # what `select_backend()` chose by itself, and why
 
 
+def count_cores() -> int:
+    """Returns how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def has_gpu() -> bool:
     """Whether this machine has an NVIDIA GPU that programs can open."""
     return Path("/dev/nvidia0").exists() or Path("/proc/driver/nvidia/version").exists()

@@ -15,8 +15,8 @@
 Each message has four parts: what failed; what was expected; `Received: name=value`; what to do.
 Only the command line and the server translate these, into an exit code or a status. Inside, a few places catch the one
 kind that they can answer: loading images leaves out a broken one and names it later (`ImageError`, `MissingPathError`),
-evaluating on other data does without the splits of training where there are none (`DataError`), and starting a run
-overwrites a folder only if it is a run (`RunError`, `MissingPathError`).
+evaluating on other data, or inspecting it, does without the splits of training where there are none (`DataError`), and
+starting a run overwrites a folder only if it is a run (`RunError`, `MissingPathError`).
 """
 
 import difflib

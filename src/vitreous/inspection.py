@@ -1,5 +1,6 @@
 """The inspection of a data set, and what a trained model has to say about its labels."""
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from vitreous.data import Dataset, Loader, load_dataset
 from vitreous.data.inspection import MIN_SIMILARITY, Finding, Inspection, Item, inspect_dataset
 from vitreous.data.inspection.findings import create_finding, image_refs
 from vitreous.data.sources import source_path
-from vitreous.errors import DataError
+from vitreous.errors import ConfigError, DataError
 from vitreous.training import load_run
 
 if TYPE_CHECKING:
@@ -23,8 +24,10 @@ def inspect(
     data: str | Path | Dataset,
     *,
     run: "str | Path | Run | None" = None,
+    seed: int | None = None,
     min_similarity: float = MIN_SIMILARITY,
     on_progress: Callable[[int, int], None] | None = None,
+    **changes: Any,
 ) -> Inspection:
     """Looks for what is wrong with labelled images: broken files, copies, leaks, conflicts, odd images, classes.
 
@@ -32,14 +35,18 @@ def inspect(
 
     Args:
         data: As `train` takes it, or a loaded `Dataset`.
-        run: A run, or its folder: its model disputes labels. The data is then split as in that run's training.
+        run: A run, or its folder: its model disputes labels. Columns and splits are then those of its training where
+            the data has them.
+        seed: Decides the splits that the data does not give. Default: the run's, or 0.
         min_similarity: Correlation of two thumbnails, in (0, 1], from which images count as nearly the same.
         on_progress: Called with the images done and the images in all; once more from the start for the run.
+        **changes: Fields of `DataConfig` (`label_column="species"`); they come before those of the run.
 
     Returns:
         What was found: `findings`, `statistics`, `write_json`, `write_fix_list`.
 
     Raises:
+        ConfigError: If an option is out of range, or stands beside a `Dataset`.
         DataError: If the data cannot be used, or has classes that the run does not know.
         MissingPathError: If a path does not exist.
         RunError: If `run` is no run.
@@ -54,14 +61,35 @@ def inspect(
     """
     if isinstance(run, str | Path):
         run = load_run(run)
-    made_by: dict[str, Any] = run.config["data"]["split"] if run else {}
-    dataset = data if isinstance(data, Dataset) else load_dataset(data, **made_by)
+    dataset = _load(data, run, seed, {name: value for name, value in changes.items() if value is not None})
     if run:
         _check_run(dataset, run)
     inspection = inspect_dataset(dataset, min_similarity=min_similarity, on_progress=on_progress)
     if run:
         inspection.add(label_findings(dataset, run, on_progress=on_progress))
     return inspection
+
+
+_PARTS = ("group_column", "num_folds", "fold")  # what decides splits, and other data need not have
+
+
+def _load(data: str | Path | Dataset, run: "Run | None", seed: int | None, changes: dict[str, Any]) -> Dataset:
+    """Loads the data by the caller's options and those of the run that fit: all; all but groups and folds; none."""
+    if isinstance(data, Dataset):
+        given = [*changes, *(["seed"] if seed is not None else [])]
+        if given:
+            raise ConfigError(
+                f"Cannot split the data set {data.name}. Expected no options of the data beside a Dataset. "
+                f"Received: {', '.join(given)}. Pass them to load_dataset."
+            )
+        return data
+    made_by: dict[str, Any] = dict(run.config["data"]["split"]) if run else {}
+    own_seed = made_by.pop("seed", 0)
+    seed = own_seed if seed is None else seed
+    for options in (made_by, {name: value for name, value in made_by.items() if name not in _PARTS}):
+        with contextlib.suppress(DataError):
+            return load_dataset(data, seed=seed, **{**options, **changes})
+    return load_dataset(data, seed=seed, **changes)
 
 
 def _check_run(dataset: Dataset, run: "Run") -> None:

@@ -6,7 +6,6 @@ at batch n sees what an unbroken run would have seen.
 
 import contextlib
 import math
-import os
 import shutil
 import sys
 import tempfile
@@ -20,11 +19,13 @@ from typing import Literal
 
 import numpy as np
 
+from vitreous.backend import count_cores
 from vitreous.data.decode_cache import MEMORY_BYTES, DecodeCache
 from vitreous.data.image_set import ImageSet
 from vitreous.data.images import resize_image
 from vitreous.data.mixing import Mix, draw_mix, mix_pairs
 from vitreous.data.sampling import count_earlier, draw_balanced, group_by_class, repeat_in_batches
+from vitreous.data.sources.contents import reason_of
 from vitreous.data.stores import ArrayStore
 from vitreous.data.stream import BatchStream
 from vitreous.data.transforms import MIXING, REPLACING, augment_image, example_generator
@@ -220,9 +221,7 @@ class Loader:
     def _choose_num_workers(self, num_workers: int | None) -> int:
         height, width = self.input_spec.image_size
         is_small = height * width <= _SMALL_PIXELS and self.images.file_sizes.mean() <= _SMALL_FILE_BYTES
-        has_affinity = hasattr(os, "sched_getaffinity")
-        num_cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
-        most = min(num_cores, _MAX_WORKERS) if num_workers is None else num_workers
+        most = min(count_cores(), _MAX_WORKERS) if num_workers is None else num_workers
         return min(most, 1) if is_small else most
 
     def order(self, epoch: int) -> np.ndarray:
@@ -472,7 +471,7 @@ class Loader:
             )
         except (ImageError, MissingPathError) as error:
             with self._lock:
-                self.broken[name] = error.reason if isinstance(error, ImageError) else "the file is gone"
+                self.broken[name] = reason_of(error)
             return None
         if self.augment is None:
             image = resize_image(image, self.input_spec)

@@ -117,10 +117,14 @@ class SpanStore:
     def check(self, row: int, name: str) -> str | None:
         """Returns what is wrong with the image's first bytes, or None."""
         size = int(self.sizes[row])
-        head = self._read(row, name, min(HEAD_BYTES, size))
+        head = self.read_head(row, name, HEAD_BYTES)
         if is_plain_header(head):
             return None
         return check_image_header(head if size <= HEAD_BYTES else self.read(row, name))
+
+    def read_head(self, row: int, name: str, size: int) -> bytes:
+        """Returns the first `size` bytes of the image, or all of them where there are fewer."""
+        return self._read(row, name, min(size, int(self.sizes[row])))
 
     def _read(self, row: int, name: str, size: int) -> bytes:
         return read_span(self.paths[self.files[row]], int(self.offsets[row]), size, name)
@@ -138,23 +142,24 @@ class JoinedStore:
         self.stores = list(stores)
         self.ends = np.cumsum(lengths)
 
-    def _find(self, row: int) -> tuple[Store, int]:
+    def find(self, row: int) -> tuple[Store, int]:
+        """Returns the store of a row, and the row in it."""
         place = int(np.searchsorted(self.ends, row, side="right"))
         return self.stores[place], row - int(self.ends[place - 1] if place else 0)
 
     def read(self, row: int, name: str) -> Path | bytes | np.ndarray:
         """Returns the image as its own store has it."""
-        store, row = self._find(row)
+        store, row = self.find(row)
         return store.read(row, name)
 
     def path(self, row: int, name: str) -> Path | None:
         """Returns the image's own file, if it has one."""
-        store, row = self._find(row)
+        store, row = self.find(row)
         return store.path(row, name)
 
     def check(self, row: int, name: str) -> str | None:
         """Returns what its own store says."""
-        store, row = self._find(row)
+        store, row = self.find(row)
         return store.check(row, name)
 
 

@@ -14,6 +14,7 @@ from vitreous.data import Dataset
 from vitreous.data.images import to_pillow
 from vitreous.data.inspection import Finding, ImageRef, Inspection, Item
 from vitreous.errors import ImageError, MissingPathError
+from vitreous.text import escape_text
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -42,15 +43,15 @@ def render_inspection(inspection: Inspection) -> str:
     statistics = inspection.statistics
     brightness = statistics.get("brightness")
     return _template().render(
-        name=shown(inspection.dataset.name),
-        root=shown(str(inspection.dataset.root)) if inspection.dataset.root else None,
+        name=escape_text(inspection.dataset.name),
+        root=escape_text(str(inspection.dataset.root)) if inspection.dataset.root else None,
         summary=inspection.summary(),
         verdict=_verdict(inspection),
         counts=[(severity, inspection.count(severity)) for severity in ("error", "warning", "note")],  # type: ignore[arg-type]
         num_images=sum(statistics["num_images"].values()),
         splits=statistics["num_images"],
         num_classes=len(inspection.dataset.class_names),
-        notes=[shown(note) for note in inspection.dataset.notes],
+        notes=[escape_text(note) for note in inspection.dataset.notes],
         is_whole=inspection.is_whole,
         seconds=inspection.seconds,
         findings=[_finding(finding, inspection.dataset) for finding in inspection.findings],
@@ -79,11 +80,6 @@ def _template() -> "Template":
     return environment.from_string(source)
 
 
-def shown(text: str) -> str:
-    """Returns a text with what cannot be seen (control characters, turned writing, stray bytes) written out."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
-
-
 def _verdict(inspection: Inspection) -> str:
     if inspection.count("error"):
         return "Mend the errors before you trust a number measured on this data."
@@ -100,23 +96,23 @@ def _finding(finding: Finding, dataset: Dataset) -> dict[str, Any]:
         "title": finding.text.title,
         "explanation": finding.text.explanation,
         "remedy": finding.text.remedy,
-        "detail": shown(finding.detail),
+        "detail": escape_text(finding.detail),
         "count": len(finding.items),
         "items": [_item(item, dataset) for item in finding.items[:MAX_ITEMS]] if has_images else [],
-        "names": [(_names(item), shown(item.detail)) for item in finding.items[:MAX_NAMES]],
+        "names": [(_names(item), escape_text(item.detail)) for item in finding.items[:MAX_NAMES]],
         "num_unlisted": max(0, len(finding.items) - MAX_NAMES),
     }
 
 
 def _names(item: Item) -> list[str]:
-    return [shown(ref.file) for ref in (*item.files, *item.related)]
+    return [escape_text(ref.file) for ref in (*item.files, *item.related)]
 
 
 def _item(item: Item, dataset: Dataset) -> dict[str, Any]:
     related = item.related[: max(1, _MAX_THUMBNAILS - len(item.files))]
     files = item.files[: _MAX_THUMBNAILS - len(related)]
     return {
-        "detail": shown(item.detail),
+        "detail": escape_text(item.detail),
         "images": [_image(ref, dataset) for ref in (*files, *related)],
         "num_more": len(item.files) + len(item.related) - len(files) - len(related),
     }
@@ -125,9 +121,9 @@ def _item(item: Item, dataset: Dataset) -> dict[str, Any]:
 def _image(ref: ImageRef, dataset: Dataset) -> dict[str, Any]:
     uri, size = _thumbnail(ref, dataset)
     return {
-        "file": shown(ref.file),
+        "file": escape_text(ref.file),
         "split": ref.split,
-        "label": shown(ref.label),
+        "label": escape_text(ref.label),
         "uri": uri,
         "is_small": max(size) <= _THUMBNAIL,
     }
@@ -160,7 +156,7 @@ def _classes(counts: dict[str, dict[str, int]]) -> dict[str, Any]:
     most = max(max(total.values(), default=0), 1)
     rows: list[dict[str, Any]] = [
         {
-            "name": shown(name),
+            "name": escape_text(name),
             "total": total[name],
             "parts": [(split, 100 * number[name] / most, number[name]) for split, number in counts.items()],
         }

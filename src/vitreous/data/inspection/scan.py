@@ -5,7 +5,6 @@ they only fight over it, and one thread is faster than two, and than two process
 """
 
 import hashlib
-import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -15,9 +14,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from vitreous.backend import count_cores
 from vitreous.data.hashing import THUMBNAIL_SIZE, perceptual_hashes
 from vitreous.data.image_set import Dataset, ImageSet
 from vitreous.data.images import decode_image, open_image, to_pillow
+from vitreous.data.sources.contents import reason_of
 from vitreous.errors import ImageError, MissingPathError
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ def scan_dataset(dataset: Dataset, *, num_workers: int | None = None, on_progres
     ]
     if num_workers is None:
         is_small = sum(int(images.file_sizes.sum()) for images in splits) <= _SMALL_FILE_BYTES * count
-        num_workers = 1 if is_small else min(_num_cores(), _MAX_WORKERS)
+        num_workers = 1 if is_small else min(count_cores(), _MAX_WORKERS)
     with ThreadPoolExecutor(num_workers, thread_name_prefix="vitreous-inspect") as pool:
         pending: set[Future[int]] = set()
         done = 0
@@ -131,10 +132,6 @@ def scan_dataset(dataset: Dataset, *, num_workers: int | None = None, on_progres
             pool.shutdown(wait=True, cancel_futures=True)
             raise
     return scan
-
-
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Measures(NamedTuple):
@@ -249,9 +246,8 @@ class _Scanner:
             try:
                 measures = measure_image(images, index)
             except (ImageError, MissingPathError) as error:
-                reason = error.reason if isinstance(error, ImageError) else "a file that is not there"
                 with self.lock:
-                    scan.broken[row] = reason
+                    scan.broken[row] = reason_of(error)
                 continue
             scan.heights[row], scan.widths[row] = measures.height, measures.width
             scan.flags[row], scan.brightness[row] = measures.flags, measures.brightness

@@ -1,0 +1,110 @@
+"""Options that several commands take: records as their twins, sizes, the backend."""
+
+import dataclasses
+import sys
+import typing
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from cyclopts import Group, Parameter
+
+from vitreous.backend import select_backend
+from vitreous.errors import ConfigError
+from vitreous.spec import AugmentConfig, DataConfig, ViTConfig
+from vitreous.training.recipe import NOT_ARCHITECTURE, MaskedConfig, OptimizerConfig, Recipe
+
+Backend = Literal["jax", "torch", "tensorflow"]
+
+DATA, RECIPE, OPTIMIZER, AUGMENTATION, ARCHITECTURE = (
+    Group.create_ordered(name) for name in ("Data", "Recipe", "Optimizer", "Augmentation", "Architecture")
+)
+
+
+_SOURCES = (
+    "a folder with one folder a class, with or without train/ and val/ or test/ above them; a zip or tar of such a "
+    "folder; a table (.csv, .tsv, .jsonl, .parquet); WebDataset shards; what save_to_disk of Hugging Face's datasets "
+    "left; the URL of one of these; or a built-in name: digits, cifar10, cifar100, mnist, fashion_mnist"
+)
+
+
+def describe_source(before: str, after: str = "") -> Parameter:
+    """Returns the help of an argument that takes every source of images, and what else is to say of it."""
+    return Parameter(help=f"{before} {_SOURCES}.{after and ' '}{after}")
+
+
+def _optional(record: type, name: str, without: Sequence[str] = ()) -> Any:
+    """Returns a record's twin for the command line: the same fields and help, and None for "as the recipe says".
+
+    Records inside the record have options of their own; so have the fields named in `without`.
+    """
+    hints = typing.get_type_hints(record)
+    fields = [
+        (field.name, hints[field.name] | None, dataclasses.field(default=None))
+        for field in dataclasses.fields(record)
+        if not dataclasses.is_dataclass(hints[field.name]) and field.name not in without
+    ]
+    twin = dataclasses.make_dataclass(name, fields, kw_only=True, frozen=True)
+    twin.__module__ = __name__  # cyclopts takes classes of built-in modules for scalars
+    twin.__doc__ = record.__doc__
+    return twin
+
+
+if typing.TYPE_CHECKING:
+    DataOptions: typing.TypeAlias = Any
+    SplitOptions: typing.TypeAlias = Any
+    MaskedOptions: typing.TypeAlias = Any
+    ColumnOptions: typing.TypeAlias = Any
+    RecipeOptions: typing.TypeAlias = Any
+    OptimizerOptions: typing.TypeAlias = Any
+    AugmentOptions: typing.TypeAlias = Any
+    ArchitectureOptions: typing.TypeAlias = Any
+else:
+    MaskedOptions = _optional(MaskedConfig, "MaskedOptions")
+    DataOptions = _optional(DataConfig, "DataOptions", without=("num_folds",))
+    SplitOptions = _optional(DataConfig, "SplitOptions", without=("num_folds", "fold"))
+    ColumnOptions = _optional(
+        DataConfig,
+        "ColumnOptions",
+        without=("val_fraction", "test_fraction", "group_column", "num_folds", "fold"),
+    )
+    RecipeOptions = _optional(Recipe, "RecipeOptions", without=("image_size", "architecture"))
+    OptimizerOptions = _optional(OptimizerConfig, "OptimizerOptions")
+    AugmentOptions = _optional(AugmentConfig, "AugmentOptions")
+    ArchitectureOptions = _optional(ViTConfig, "ArchitectureOptions", without=NOT_ARCHITECTURE)
+
+
+def given(options: Any) -> dict[str, Any]:
+    """Returns the options that were given."""
+    return {key: value for key, value in vars(options).items() if value is not None} if options else {}
+
+
+def parse_size(text: str | None, name: str) -> tuple[int, int] | None:
+    """Returns (vertical, horizontal) from `16` or `16x24`."""
+    if text is None:
+        return None
+    parts = text.lower().replace(",", "x").split("x")
+    if len(parts) not in (1, 2) or not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+        raise ConfigError(
+            f"Cannot read --{name}. Expected a positive number or HEIGHTxWIDTH. Received: {name}={text!r}. "
+            "Pass for example 224 or 192x256."
+        )
+    numbers = [int(part) for part in parts]
+    return numbers[0], numbers[-1]
+
+
+def start_backend(backend: str | None) -> None:
+    """Settles the Keras backend and says which and why, in one line on standard error."""
+    name, reason = select_backend(backend)
+    print(f"Backend  {name} ({reason})", file=sys.stderr, flush=True)
+    if name != "tensorflow":
+        _keep_tensorflow_out()
+
+
+def _keep_tensorflow_out() -> None:
+    """Tells Keras that there is no TensorFlow, which it else imports to save a model on any backend: log lines, and
+    seconds.
+    """
+    from keras.src.utils import module_utils
+
+    if "tensorflow" not in sys.modules and hasattr(module_utils, "tensorflow"):
+        module_utils.tensorflow._available = False

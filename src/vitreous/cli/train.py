@@ -1,0 +1,227 @@
+"""Commands that train, and the picture of what training sees."""
+
+import os
+import shlex
+import typing
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from vitreous.cli.options import (
+    ARCHITECTURE,
+    AUGMENTATION,
+    DATA,
+    OPTIMIZER,
+    RECIPE,
+    ArchitectureOptions,
+    AugmentOptions,
+    Backend,
+    DataOptions,
+    MaskedOptions,
+    OptimizerOptions,
+    RecipeOptions,
+    SplitOptions,
+    describe_source,
+    given,
+    parse_size,
+    start_backend,
+)
+from vitreous.cli.printing import metrics_line
+from vitreous.training.recipe import MaskedConfig
+
+if typing.TYPE_CHECKING:
+    from vitreous.training.folds import CrossValidation
+
+
+def train(
+    data: Annotated[str, describe_source("Labelled images:")],
+    /,
+    *,
+    out: Path | None = None,
+    recipe: str | None = None,
+    pretrained: str | None = None,
+    image_size: str | None = None,
+    seed: int = 0,
+    folds: int | None = None,
+    overwrite: Annotated[bool, Parameter(negative=())] = False,
+    backend: Backend | None = None,
+    data_options: Annotated[DataOptions | None, Parameter(name="*", group=DATA)] = None,
+    options: Annotated[RecipeOptions | None, Parameter(name="*", group=RECIPE)] = None,
+    optimizer: Annotated[OptimizerOptions | None, Parameter(group=OPTIMIZER)] = None,
+    augment: Annotated[AugmentOptions | None, Parameter(group=AUGMENTATION)] = None,
+    architecture: Annotated[ArchitectureOptions | None, Parameter(group=ARCHITECTURE)] = None,
+) -> int:
+    """Train a classifier on labelled images and leave a run folder.
+
+    The recipe is chosen from the data; every value of it can be changed here: vitreous train photos/ --time 20m
+    --optimizer.learning-rate 5e-4. Ctrl-C ends training cleanly: what has been learnt is measured and saved (exit
+    code 130).
+
+    Args:
+        data: Labelled images.
+        out: Folder of the run. Default: the first free runs/DATA-N.
+        recipe: Name of a recipe, or a TOML file. Default: chosen from the data.
+        pretrained: Weights to start from: timm/NAME.TAG, hf:OWNER/NAME, or a local file or folder.
+        image_size: Image height and width in pixels: 224, or 192x256. Default: the recipe's.
+        seed: Decides splits, first weights, order and augmentation.
+        folds: Train so many runs, each with another part of the images as test set, and give mean and spread; with
+            --fold, train that one alone.
+        overwrite: Replace a run that lies at --out, once the new one is whole.
+        backend: Keras backend. Default: KERAS_BACKEND, else the fastest one installed for this hardware.
+        data_options: Columns and splits.
+        options: Values that differ from the recipe's.
+        optimizer: Values that differ from the recipe's.
+        augment: Values that differ from the recipe's.
+        architecture: Values in which the model differs from its name's.
+    """
+    changes = {
+        **given(data_options),
+        **given(options),
+        "image_size": parse_size(image_size, "image-size"),
+        "optimizer": given(optimizer) or None,
+        "augment": given(augment) or None,
+        "architecture": given(architecture) or None,
+    }
+    start_backend(backend)
+    from vitreous.training import train as train_run
+    from vitreous.training import train_folds
+    from vitreous.training.progress import create_reporter, format_seconds
+
+    changes |= {"out": out, "recipe": recipe, "pretrained": pretrained, "seed": seed, "overwrite": overwrite}
+    if folds is not None and changes.get("fold") is None:
+        return _say_folds(train_folds(data, num_folds=folds, reporter=create_reporter(), **changes))
+    run = train_run(data, reporter=create_reporter(), num_folds=folds, **changes)
+    print(f"Trained  {format_seconds(run.metrics['train_seconds'])}, {run.metrics['num_images_seen']:,} images")
+    for split in ("val", "test"):
+        if split in run.metrics:
+            print(metrics_line(split, run.metrics[split]))
+    path = Path(os.path.relpath(run.path)) if run.path.is_relative_to(Path.cwd()) else run.path
+    names = ("curves", "confusion", "labels", "predictions", "patches", "augmented")
+    pictures = [f"{name}.png" for name in names if (path / f"{name}.png").exists()]
+    print(f"Look at  {path}/README.md, {', '.join(pictures)}")
+    print(f"Use it   vitreous predict {shlex.quote(str(path))} IMAGE...")
+    return 130 if run.metrics["is_interrupted"] else 0
+
+
+def pretrain(
+    data: Annotated[
+        str,
+        describe_source("A folder of images, labelled or not;", "Test images are left out where there are some."),
+    ],
+    /,
+    *,
+    out: Path | None = None,
+    recipe: str | None = None,
+    image_size: str | None = None,
+    seed: int = 0,
+    overwrite: Annotated[bool, Parameter(negative=())] = False,
+    backend: Backend | None = None,
+    masked: Annotated[MaskedOptions | None, Parameter(name="*", group=RECIPE)] = None,
+    options: Annotated[RecipeOptions | None, Parameter(name="*", group=RECIPE)] = None,
+    optimizer: Annotated[OptimizerOptions | None, Parameter(group=OPTIMIZER)] = None,
+    augment: Annotated[AugmentOptions | None, Parameter(group=AUGMENTATION)] = None,
+    architecture: Annotated[ArchitectureOptions | None, Parameter(group=ARCHITECTURE)] = None,
+) -> int:
+    """Train an encoder on images without labels: most patches are hidden, and it learns to fill them in.
+
+    Then start a classifier from it: vitreous train LABELLED --pretrained RUN. Worth it where you have many images and
+    few labels.
+
+    Args:
+        data: Images, labelled or not.
+        out: Folder of the run. Default: the first free runs/DATA-pretrained-N.
+        recipe: Name of a recipe, or a TOML file. Default: chosen from the data.
+        image_size: Image height and width in pixels: 224, or 192x256. Default: the recipe's.
+        seed: Decides which images validate, first weights, order, augmentation and what is hidden.
+        overwrite: Replace a run that lies at --out, once the new one is whole.
+        backend: Keras backend. Default: KERAS_BACKEND, else the fastest one installed for this hardware.
+        masked: What is hidden, and what fills it in.
+        options: Values that differ from the recipe's.
+        optimizer: Values that differ from the recipe's.
+        augment: Values that differ from the recipe's.
+        architecture: Values in which the model differs from its name's.
+    """
+    changes = {
+        **given(options),
+        "image_size": parse_size(image_size, "image-size"),
+        "optimizer": given(optimizer) or None,
+        "augment": given(augment) or None,
+        "architecture": given(architecture) or None,
+        "masked": MaskedConfig(**given(masked)),
+    }
+    start_backend(backend)
+    from vitreous.training import pretrain as pretrain_run
+    from vitreous.training.progress import create_reporter, format_seconds
+
+    changes |= {"out": out, "recipe": recipe, "seed": seed, "overwrite": overwrite}
+    run = pretrain_run(data, reporter=create_reporter(), **changes)
+    print(f"Trained  {format_seconds(run.metrics['train_seconds'])}, {run.metrics['num_images_seen']:,} images")
+    if run.metrics["val_loss"] is not None:
+        print(f"Val      loss {run.metrics['val_loss']:.3f} on hidden patches (the mean alone: 1)")
+    path = Path(os.path.relpath(run.path)) if run.path.is_relative_to(Path.cwd()) else run.path
+    print(f"Look at  {path}/README.md, reconstruction.png, curves.png")
+    print(f"Use it   vitreous train DATA --pretrained {shlex.quote(str(path))}")
+    return 130 if run.metrics["is_interrupted"] else 0
+
+
+def _say_folds(result: "CrossValidation") -> int:
+    """Prints what the folds say together; returns the exit code."""
+    from vitreous.training.folds import spread_line
+
+    if result.is_interrupted:
+        return 130
+    for split in ("val", "test"):
+        spreads = {name: value for name, value in result.metrics.get(split, {}).items() if isinstance(value, dict)}
+        if spreads:
+            print(f"{split.capitalize():<8} " + ", ".join(spread_line(*item) for item in spreads.items()))
+    path = Path(os.path.relpath(result.path)) if result.path.absolute().is_relative_to(Path.cwd()) else result.path
+    print(f"Look at  {path}/README.md: mean ± standard deviation of {result.metrics['num_folds']} folds")
+    return 0
+
+
+def draw_augmented(
+    data: Annotated[str, describe_source("An image file;")],
+    /,
+    *,
+    recipe: str | None = None,
+    image_size: str | None = None,
+    seed: int = 0,
+    out: Path = Path("augmented.png"),
+    data_options: Annotated[SplitOptions | None, Parameter(name="*", group=DATA)] = None,
+    augment: Annotated[AugmentOptions | None, Parameter(group=AUGMENTATION)] = None,
+) -> int:
+    """Draw what training sees: one image in several epochs, and a batch with its targets.
+
+    Args:
+        data: An image file, or labelled images.
+        recipe: Name of a recipe, or a TOML file. Default: chosen from the data.
+        image_size: Image height and width in pixels: 224, or 192x256. Default: the recipe's.
+        seed: Decides splits and draws.
+        out: Picture to write: .png, .svg or .pdf.
+        data_options: Columns and splits.
+        augment: Values that differ from the recipe's.
+    """
+    from vitreous.data import load_dataset, load_images
+    from vitreous.data.sources.columns import is_image_path
+    from vitreous.figures.augmentation import draw_augmentation, first_readable
+    from vitreous.registry import get_spec
+    from vitreous.training.recipe import choose_recipe, load_recipe
+
+    size = parse_size(image_size, "image-size")
+    name, class_names = "", tuple[str, ...]()
+    if is_image_path(data) and not Path(data).is_dir():
+        images = load_images(data)
+        images = images.with_labels(images.labels + 1)  # one class, of no name
+        images.load(0)  # says what is wrong with it, if anything is
+    else:
+        dataset = load_dataset(data, seed=seed, **given(data_options))
+        images, class_names = dataset.splits["train"], dataset.class_names
+        name = dataset.name if dataset.root is None else ""
+    side = min(first_readable(images)[1].shape[:2])
+    base = load_recipe(recipe or choose_recipe(name, side))
+    settled = base.merge({"augment": given(augment)})
+    spec = get_spec(settled.model, image_size=size or settled.image_size, num_channels=settled.num_channels)
+    written = draw_augmentation(images, spec.input, settled.augment, out=out, class_names=class_names, seed=seed)
+    print(f"Wrote {written}")
+    return 0
