@@ -119,6 +119,18 @@ def test_predict_formats(call, digits_run, image, tmp_path):
     assert "Received: both" in call("predict", digits_run, image, "--csv", "--json")[2]
 
 
+def test_predict_leaves_out_what_a_folder_has_broken(call, digits_run, image, tmp_path):
+    whole = Path(image).read_bytes()
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(whole)
+    (folder / "b.png").write_bytes(whole[: len(whole) // 2])
+    code, out, err = call("predict", digits_run, folder)
+    assert code == 0 and len(out.splitlines()) == 1 and "a.png" in out
+    assert "Warning: left out " in err and "b.png: a truncated image" in err
+    fails(call("predict", digits_run, folder / "b.png"), "b.png")
+
+
 def test_patches(call, image, tmp_path):
     out = tmp_path / "patches.png"
     code, text, _ = call("patches", image, "--patch-size", "8", "--out", out)

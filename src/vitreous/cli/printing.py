@@ -46,9 +46,11 @@ def class_lines(metrics: dict[str, Any]) -> list[str]:
 
 
 def prediction_line(prediction: "Prediction") -> str:
-    """Returns an image and its classes in one line."""
+    """Returns an image and its classes in one line; where it may have several, those that apply stand first."""
     pairs = zip(prediction.classes, prediction.probabilities, strict=True)
     answers = ", ".join(f"{escape_text(name)} {share:.1%}" for name, share in pairs)
+    if prediction.labels is not None:
+        answers = f"[{', '.join(map(escape_text, prediction.labels)) or 'none'}] {answers}"
     return f"{escape_text(str(prediction.path))}: {answers}"
 
 

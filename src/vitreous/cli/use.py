@@ -1,6 +1,7 @@
 """Commands that put data and a run to use: measure, classify, look for what is wrong."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -105,11 +106,24 @@ def predict(
     check_output(out)
     loaded = load_run(run)
     start_backend(backend)
+    from vitreous.data.sources.folders import is_image_name
     from vitreous.prediction import predict as predict_images
     from vitreous.prediction import write_predictions_csv, write_predictions_json
 
+    failed: list[tuple[str, str]] = []
+    is_each_named = all(os.path.isfile(image) and is_image_name(str(image)) for image in images)
     with show_progress("images") as on_progress:
-        predictions = predict_images(loaded, images, top_k=top_k, image_column=image_column, on_progress=on_progress)
+        predictions = predict_images(
+            loaded,
+            images,
+            top_k=top_k,
+            image_column=image_column,
+            on_progress=on_progress,
+            # A file that the user names must be readable; in a folder or a table one bad file stops nothing.
+            on_error=None if is_each_named else lambda name, reason: failed.append((name, reason)),
+        )
+    for name, reason in failed:
+        print(f"Warning: left out {escape_text(name)}: {reason}", file=sys.stderr)
     with open_output(out) as file:
         if json_output:
             write_predictions_json(predictions, file)

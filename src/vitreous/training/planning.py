@@ -110,9 +110,10 @@ def say_plan(
     reporter.note(f"Data     {dataset.name}: {len(dataset.class_names)} classes; images: {counts}")
     for note in dataset.notes:
         reporter.note(f"         {note}")
-    told = f"{dataset.num_ignored} files passed over"
+    files = "file" if dataset.num_ignored == 1 else "files"
+    told = f"{dataset.num_ignored} {files} passed over"
     if dataset.num_ignored and not any(note.startswith(told) for note in dataset.notes):
-        reporter.note(f"         {dataset.num_ignored} files that are no images were passed over")
+        reporter.note(f"         {dataset.num_ignored} {files} without an image passed over")
     if dataset.broken:
         name, reason = next(iter(dataset.broken.items()))
         reporter.warn(f"{len(dataset.broken)} images cannot be read and are left out, such as {name}: {reason}")

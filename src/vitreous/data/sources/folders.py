@@ -320,7 +320,7 @@ class _FolderReader:
             if self.num_loose_images:
                 parts.insert(0, f"{self.num_loose_images} images outside the class folders")
             parts += [f"{count} {why}" for why, count in self.tree.passed_over.items()]
-            self.notes.append(f"{num_ignored} files passed over: {shorten(parts)}")
+            self.notes.append(f"{num_ignored} {'file' if num_ignored == 1 else 'files'} passed over: {shorten(parts)}")
         return Contents(
             name=os.path.basename(os.path.abspath(self.tree.root)) or self.tree.root,
             class_names=class_names,
