@@ -195,7 +195,7 @@ def test_names_that_begin_at_the_root_or_lead_out(tmp_path):
     out = "with names that lead out of the archive"
     dataset = load_dataset(write_tar(tmp_path / "t.tar", files))
     assert sum(sizes(dataset).values()) == 21 and dataset.num_ignored == 1
-    assert f"1 files passed over: 1 {out}" in dataset.notes
+    assert f"1 file passed over: 1 {out}" in dataset.notes
     assert "a/root.png" in [name for images in dataset.splits.values() for name in images.names]
     dataset = load_dataset(write_zip(tmp_path / "t.zip", files | {"C:\\a\\y.png": image(3), "readme.txt": b""}))
     assert sum(sizes(dataset).values()) == 21 and dataset.num_ignored == 3

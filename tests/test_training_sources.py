@@ -86,8 +86,8 @@ def test_the_plan_says_once_what_is_left_out(tags, tmp_path):
         place.write_bytes(tags.with_name(f"{i}.png").read_bytes())
     (tmp_path / "readme.txt").write_text("")
     dataset = load_dataset(tmp_path)
-    assert [line for line in plan_of(dataset) if "passed over" in line] == ["1 files passed over: 1 .txt"]
+    assert [line for line in plan_of(dataset) if "passed over" in line] == ["1 file passed over: 1 .txt"]
     dataset.notes.clear()
     assert [line for line in plan_of(dataset) if "passed over" in line] == [
-        "1 files that are no images were passed over"
+        "1 file without an image passed over"
     ]
