@@ -88,6 +88,4 @@ def test_the_plan_says_once_what_is_left_out(tags, tmp_path):
     dataset = load_dataset(tmp_path)
     assert [line for line in plan_of(dataset) if "passed over" in line] == ["1 file passed over: 1 .txt"]
     dataset.notes.clear()
-    assert [line for line in plan_of(dataset) if "passed over" in line] == [
-        "1 file without an image passed over"
-    ]
+    assert [line for line in plan_of(dataset) if "passed over" in line] == ["1 file without an image passed over"]
