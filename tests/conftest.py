@@ -17,3 +17,17 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [_SOURCE, os.environ.get
 def threads_side_by_side(monkeypatch):
     """Lets the loader use as many threads for the small images of a test as it would for large ones."""
     monkeypatch.setattr("vitreous.data.pipeline._SMALL_PIXELS", 0)
+
+
+@pytest.fixture
+def call(capsys):
+    """Calls the command line in this process; returns (exit code, standard output, standard error)."""
+    from vitreous.cli import main
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as stop:
+            main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return stop.value.code, captured.out, captured.err
+
+    return run

@@ -12,23 +12,9 @@ import pytest
 from PIL import Image
 
 import vitreous
-from vitreous.cli import main
 
 VITREOUS = [sys.executable, "-m", "vitreous"]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "src")}
-
-
-@pytest.fixture
-def call(capsys):
-    """Calls the command line in this process; returns (exit code, standard output, standard error)."""
-
-    def run(*arguments):
-        with pytest.raises(SystemExit) as stop:
-            main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return stop.value.code, captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture(scope="module")

@@ -10,23 +10,11 @@ import pytest
 from inspection_data import make_clean, make_faulty, tree_hash
 
 import vitreous
-from vitreous.cli import main
 from vitreous.data import Dataset, ImageSet
 from vitreous.data.inspection import KINDS
 from vitreous.errors import ConfigError, DataError
 from vitreous.inspection import label_findings
 from vitreous.training.progress import Reporter
-
-
-@pytest.fixture
-def call(capsys):
-    def run(*arguments):
-        with pytest.raises(SystemExit) as stop:
-            main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return stop.value.code, captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from vitreous.data import DataConfig, ImageSet, Loader, load_evaluation_images, load_images, resize_image
+from vitreous.data.sources.contents import reason_of
 from vitreous.errors import ConfigError, DataError, ImageError, MissingPathError
 from vitreous.evaluation import collect_logits, compute_metrics, sigmoid, softmax
 from vitreous.model import create_predict_function
@@ -100,7 +101,7 @@ def predict(
         except (ImageError, MissingPathError) as error:
             if on_error is None:
                 raise
-            return error.reason if isinstance(error, ImageError) else "a file that is not there"
+            return reason_of(error)
 
     with ThreadPoolExecutor(max_workers=2) as pool:
         for start, results in _ahead(pool, read, len(found)):

@@ -14,12 +14,12 @@ import keras
 import numpy as np
 
 from vitreous import __version__
-from vitreous.data import BUILT_IN, Dataset, ImageSet
+from vitreous.data import BUILT_IN, Dataset, ImageSet, Loader
 from vitreous.data.inspection import inspect_fast
 from vitreous.data.sources import source_path
 from vitreous.errors import ConfigError, ImageError, MissingPathError
 from vitreous.registry import count_parameters, get_spec
-from vitreous.spec import DataConfig, ModelSpec
+from vitreous.spec import DataConfig, InputSpec, ModelSpec
 from vitreous.training.progress import Reporter
 from vitreous.training.recipe import Recipe, choose_recipe, load_recipe
 from vitreous.training.run import FORMAT
@@ -56,6 +56,36 @@ def settle_recipe(
     if "model" in changes and changes["model"] != base.model and "image_size" not in changes:
         changes["image_size"] = None  # the recipe's size was meant for the recipe's model
     return name, base.merge(changes)
+
+
+def fit_to_images(recipe: Recipe, num_images: int) -> Recipe:
+    """Returns the recipe with a batch that the images fill, and with epochs where it has neither them nor a time."""
+    batch_size = min(recipe.batch_size, num_images) // recipe.num_parts * recipe.num_parts
+    epochs = recipe.epochs
+    if recipe.epochs is None and recipe.time is None:
+        epochs = max(round(recipe.num_examples_seen / num_images), 1)
+    return dataclasses.replace(recipe, batch_size=batch_size, epochs=epochs)
+
+
+def training_loader(
+    images: ImageSet, input_spec: InputSpec, recipe: Recipe, reporter: Reporter, *, seed: int, num_classes: int | None
+) -> Loader:
+    """Returns the batches to train on; of a recipe that `fit_to_images` has settled."""
+    return Loader(
+        images,
+        input_spec,
+        batch_size=recipe.batch_size,
+        augment=recipe.augment,
+        num_classes=num_classes,
+        shuffle=True,
+        class_balanced=recipe.balance == "sampling",
+        cache=recipe.cache,
+        max_bad_fraction=recipe.get_bad_fraction(len(images)),
+        report=reporter.warn,
+        # A last batch that is not full is left out where that costs an epoch less than a tenth of its images.
+        drop_last=len(images) % recipe.batch_size < len(images) / 10,
+        seed=seed,
+    )
 
 
 def random_start(recipe: Recipe, num_classes: int) -> ModelSpec:

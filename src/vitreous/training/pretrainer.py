@@ -27,11 +27,13 @@ from vitreous.training.optimizer import Optimizer
 from vitreous.training.planning import (
     CONFIG_HEAD,
     describe_run,
+    fit_to_images,
     free_path,
     readable,
     say_plan,
     settle_recipe,
     split_options,
+    training_loader,
     without_none,
 )
 from vitreous.training.progress import Reporter
@@ -107,29 +109,14 @@ def pretrain(
     )
     spec = dataclasses.replace(spec, input=spec.input.replace(resize_mode=settled.resize_mode))
     images = dataset.splits["train"]
-    batch_size = min(settled.batch_size, len(images)) // settled.num_parts * settled.num_parts
-    num_epochs = settled.epochs
-    if settled.epochs is None and settled.time is None:
-        num_epochs = max(round(settled.num_examples_seen / len(images)), 1)
-    settled = dataclasses.replace(settled, batch_size=batch_size, epochs=num_epochs)
+    settled = fit_to_images(settled, len(images))
     if settled.augment.has_mixing:
         raise ConfigError(
             "Cannot pretrain. Expected images that are not mixed: there are no labels to mix with them. "
             f"Received: mixup_alpha={settled.augment.mixup_alpha:g}, cutmix_alpha={settled.augment.cutmix_alpha:g}. "
             "Pass 0 for both."
         )
-    loader = Loader(
-        images,
-        spec.input,
-        batch_size=batch_size,
-        augment=settled.augment,
-        shuffle=True,
-        cache=settled.cache,
-        max_bad_fraction=settled.get_bad_fraction(len(images)),
-        report=reporter.warn,
-        drop_last=len(images) % batch_size < len(images) / 10,
-        seed=seed,
-    )
+    loader = training_loader(images, spec.input, settled, reporter, seed=seed, num_classes=None)
     policy = select_precision(settled.precision, keras.backend.backend())
     writer = RunWriter(out or free_path(f"{dataset.name}-pretrained"), overwrite=overwrite)
     config = {

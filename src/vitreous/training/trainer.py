@@ -23,12 +23,14 @@ from vitreous.training.optimizer import create_optimizer
 from vitreous.training.planning import (
     CONFIG_HEAD,
     describe_run,
+    fit_to_images,
     free_path,
     pretrained_start,
     random_start,
     say_plan,
     settle_recipe,
     split_options,
+    training_loader,
     without_none,
 )
 from vitreous.training.progress import Reporter
@@ -90,26 +92,10 @@ def train(
         spec, weights, settled = pretrained_start(pretrained, changes.get("model"), settled, dataset, reporter)
     spec = dataclasses.replace(spec, input=spec.input.replace(resize_mode=settled.resize_mode))
     train_images = dataset.splits["train"]
-    batch_size = min(settled.batch_size, len(train_images)) // settled.num_parts * settled.num_parts
-    settled = dataclasses.replace(settled, batch_size=batch_size)
-    loader = Loader(
-        train_images,
-        spec.input,
-        batch_size=settled.batch_size,
-        augment=settled.augment,
-        num_classes=len(dataset.class_names),
-        shuffle=True,
-        class_balanced=settled.balance == "sampling",
-        cache=settled.cache,
-        max_bad_fraction=settled.get_bad_fraction(len(train_images)),
-        report=reporter.warn,
-        # A last batch that is not full is left out where that costs an epoch less than a tenth of its images.
-        drop_last=len(train_images) % settled.batch_size < len(train_images) / 10,
-        seed=seed,
+    settled = fit_to_images(settled, len(train_images))
+    loader = training_loader(
+        train_images, spec.input, settled, reporter, seed=seed, num_classes=len(dataset.class_names)
     )
-    if settled.epochs is None and settled.time is None:
-        num_epochs = max(round(settled.num_examples_seen / len(train_images)), 1)
-        settled = dataclasses.replace(settled, epochs=num_epochs)
     if settled.patience_epochs is not None and "val" not in dataset.splits:
         raise ConfigError(
             "Cannot stop early. Expected validation images beside patience_epochs. "
