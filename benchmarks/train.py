@@ -71,8 +71,6 @@ def create_batch(workload: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def create_ours(workload: str, precision: str) -> Any:
-    import keras
-
     from vitreous.data import Batch
     from vitreous.model import VisionTransformer
     from vitreous.spec import InputSpec, ViTConfig
@@ -105,7 +103,6 @@ def create_ours(workload: str, precision: str) -> Any:
     )
     images, labels = create_batch(workload)
     batch = Batch(images, labels, np.ones(batch_size, bool), np.arange(batch_size))
-    del keras
     return lambda: float(step(batch, learning_rate=RATE, decay=AVERAGE)[0])
 
 
