@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vitreous.data import load_dataset
     from vitreous.errors import VitreousError
+    from vitreous.explanation import explain
     from vitreous.figures import draw_patches
     from vitreous.inspection import inspect
     from vitreous.layers import MLP, PatchEncoder, Patches, SelfAttention, TransformerBlock
@@ -49,6 +50,7 @@ __all__ = [
     "evaluate",
     "predict",
     "inspect",
+    "explain",
     "draw_patches",
     "import_weights",
     "export_weights",
@@ -78,6 +80,7 @@ _HOMES = {
     "evaluate": "vitreous.prediction",
     "predict": "vitreous.prediction",
     "inspect": "vitreous.inspection",
+    "explain": "vitreous.explanation",
     "draw_patches": "vitreous.figures",
     "import_weights": "vitreous.weights",
     "export_weights": "vitreous.weights",
