@@ -270,6 +270,8 @@ def test_positions():
         np.testing.assert_allclose(np.diag(similarity), 1, atol=1e-5)
         np.testing.assert_allclose(similarity, similarity.T, atol=1e-6)
     assert similarity[0, 1] > similarity[0, 2]  # rotary: near patches are more alike
+    with pytest.raises(ConfigError, match="Expected a model that has some"):
+        maps.compare_positions(make_explainer(position="none", num_blocks=1).model, GRID)
 
 
 def test_filters_and_features():

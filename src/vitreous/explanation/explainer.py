@@ -218,8 +218,9 @@ class Explainer:
             head: Which attention head, for `"attention"` and `"attention-gradient"`. Default: the mean over heads.
             fill: What stands for nothing, for `"occlusion"` and `"integrated-gradients"`: the image's mean colour, or
                 its blur.
-            steps: Over how many steps the gradients by attention are averaged, at least 1: as published for relevance
-                and attention × gradient, but blind where an answer is saturated (see docs/explain.md).
+            steps: Over how many steps gradients by attention are averaged, for `"relevance"` and
+                `"attention-gradient"`, at least 1. In 1 step relevance is as published; where a model is sure of its
+                answer, it then often misses what decides (docs/explain.md).
 
         Returns:
             One explanation for each method, in that order.
@@ -307,7 +308,7 @@ class _Question:
             image=self.image,
             grid=self.config.patch_grid,
             map=None if values is None else np.asarray(values, "float32").reshape(self.config.grid_size),
-            is_signed=method in ("integrated-gradients", "occlusion"),
+            is_signed=METHODS[method].is_signed,
             unit=unit,
             note=note,
             arrays=arrays,
@@ -332,10 +333,7 @@ class _Question:
         return None, "", f"{rows} × {columns} patches", {"patches": patches}
 
     def _positions(self) -> Any:
-        found = maps.compare_positions(self.explainer.model, self.config.grid_size)
-        if found is None:
-            raise ConfigError("Cannot compare positions. Expected a model that has some. Received: none. Pass another.")
-        similarity, kind = found
+        similarity, kind = maps.compare_positions(self.explainer.model, self.config.grid_size)
         arrays = {"similarity": similarity.reshape(*self.config.grid_size, *self.config.grid_size)}
         return None, "cosine similarity", f"{kind} positions", arrays
 

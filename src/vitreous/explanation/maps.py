@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vitreous.errors import ConfigError
 from vitreous.positions import resize_grid_matrix, rope_tables, sincos_positions
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ def colour_scores(scores: np.ndarray) -> np.ndarray:
     return np.clip((scores - low) / spread, 0, 1).astype("float32")
 
 
-def compare_positions(model: "VisionTransformer", grid_size: tuple[int, int]) -> tuple[np.ndarray, str] | None:
+def compare_positions(model: "VisionTransformer", grid_size: tuple[int, int]) -> tuple[np.ndarray, str]:
     """Returns how similar the positions of patches are to each other, and which positions these are.
 
     Args:
@@ -143,9 +144,12 @@ def compare_positions(model: "VisionTransformer", grid_size: tuple[int, int]) ->
         grid_size: (rows, columns) of patches; learned positions are resized to it.
 
     Returns:
-        (P, P) float32 cosine similarities, in [-1, 1], and `"learned"`, `"sincos"` or `"rotary"`; None for a model that
-        has no positions. Rotary positions have no vectors: theirs is the similarity that the rotation leaves of a query
-        and an equal key, the mean cosine of the angles between the two patches.
+        (P, P) float32 cosine similarities, in [-1, 1], and `"learned"`, `"sincos"` or `"rotary"`. Rotary positions have
+        no vectors: theirs is the similarity that the rotation leaves of a query and an equal key, the mean cosine of
+        the angles between the two patches.
+
+    Raises:
+        ConfigError: If the model has no positions.
     """
     config = model.config
     if config.position == "learned":
@@ -165,7 +169,10 @@ def compare_positions(model: "VisionTransformer", grid_size: tuple[int, int]) ->
         )
         vectors, kind = np.concatenate(tables, axis=1), "rotary"
     else:
-        return None
+        raise ConfigError(
+            f"Cannot compare positions of {model.name}. Expected a model that has some. Received: position='none', "
+            "rope='none'. Pass another."
+        )
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     units = vectors / np.maximum(lengths, np.finfo("float32").tiny)
     return (units @ units.T).astype("float32"), kind

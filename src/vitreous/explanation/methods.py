@@ -21,6 +21,7 @@ class Method:
         needs_class: Whether it explains one class, so that the model must have a head.
         has_block: Whether it looks at one block, by `block`.
         is_of_model: Whether it shows the model alone, the same for every image.
+        is_signed: Whether values below 0 speak against the class; else all are 0 or more.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Method:
     needs_class: bool = False
     has_block: bool = False
     is_of_model: bool = False
+    is_signed: bool = False
 
 
 METHODS = {
@@ -87,9 +89,10 @@ METHODS = {
         Method(
             "integrated-gradients",
             "integrated gradients",
-            "What each pixel adds to the class's logit, against an image of the mean colour.",
+            "What each pixel adds to the class's logit, against an image of one colour or a blurred one.",
             has_map=True,
             needs_class=True,
+            is_signed=True,
         ),
         Method(
             "occlusion",
@@ -97,6 +100,7 @@ METHODS = {
             "How far the class's logit falls when a part of the image is taken out.",
             has_map=True,
             needs_class=True,
+            is_signed=True,
         ),
         Method(
             "pca",
