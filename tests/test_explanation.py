@@ -93,14 +93,18 @@ def test_second_pass_gives_the_same_answer(name):
             assert each.map.max() > 0 or each.method == "grad-cam"
 
 
+def along(gradients):
+    """A small step along gradients: float32 tells the change that it makes."""
+    return (3e-2 * gradients / np.abs(gradients).max()).astype("float32")
+
+
 def test_gradients_are_those_of_the_attention_weights():
     """A small step in the weights changes the logit by gradient times step."""
     explainer = explainer_of("class")
     image = make_image()
     trace = explainer.trace(image, 3)
     model, pixels = explainer.model, explainer.normalize(image[None])
-    generator = np.random.default_rng(2)
-    steps = 1e-2 * generator.normal(size=trace.attention.shape).astype("float32")
+    steps = along(trace.attention_gradients)
 
     def logit(sign):
         x, rope = model.enter(keras.ops.convert_to_tensor(pixels))
@@ -117,10 +121,9 @@ def test_gradients_of_tokens_and_of_pooling():
     image = make_image()
     trace = explainer.trace(image, 1)
     model = explainer.model
-    generator = np.random.default_rng(2)
-    move = 1e-2 * generator.normal(size=trace.tokens[1].shape).astype("float32")
+    move = along(trace.token_gradients[1])
     rope = model.enter(keras.ops.convert_to_tensor(explainer.normalize(image[None])))[1]
-    weight_move = 1e-2 * generator.normal(size=trace.pool_attention.shape).astype("float32")
+    weight_move = along(trace.pool_gradients)
 
     def logit(sign):
         x = model.blocks[1](keras.ops.convert_to_tensor((trace.tokens[1] + sign * move)[None]), rope=rope)
@@ -193,8 +196,7 @@ def test_steps_average_gradients_while_attention_grows():
     trace = explainer.trace(image, 0, 2)
     model, pixels = explainer.model, keras.ops.convert_to_tensor(explainer.normalize(image[None]))
     attention = trace.attention
-    generator = np.random.default_rng(3)
-    move = 1e-2 * generator.normal(size=attention.shape).astype("float32")
+    move = along(trace.attention_gradients)
 
     def logit(share, sign):
         x, rope = model.enter(pixels)

@@ -88,17 +88,19 @@ def test_relevance_points_at_the_patch_that_decides(trained):
 
 
 def test_relevance_is_of_the_class(trained):
-    """In an image with two colours, relevance goes to the patch of the class that is asked for."""
-    images, labels, places = make_images(30, 2)
+    """In an image with two colours, a patch has more of the relevance for its own class than for the other."""
+    images, labels, places = make_images(20, 2)
     right = 0
     for image, label, place in zip(images, labels, places, strict=True):
         other, elsewhere = (label + 1) % 3, (place + 5) % 16
         y, x = 8 * (elsewhere // 4), 8 * (elsewhere % 4)
         image[y : y + 8, x : x + 8] = list(COLOURS.values())[other]
-        for target, spot in ((label, place), (other, elsewhere)):
-            (found,) = trained.explain(image, methods=["relevance"], target=int(target))
-            right += int(found.values()[spot] > found.values()[place if spot == elsewhere else elsewhere])
-    assert right >= 54  # of 60
+        first, second = (
+            trained.explain(image, methods=["relevance"], target=int(target))[0].values() for target in (label, other)
+        )
+        first, second = first / first.sum(), second / second.sum()
+        right += int(first[place] > second[place]) + int(second[elsewhere] > first[elsewhere])
+    assert right >= 36  # of 40
 
 
 def test_faithfulness_against_random(trained):
