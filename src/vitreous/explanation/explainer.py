@@ -264,6 +264,14 @@ class Explainer:
         return create_trace_function(self.model)
 
     @functools.cached_property
+    def filters(self) -> dict[str, np.ndarray]:
+        """What the model looks for first: `filters` (D, h, w, C), their `components`, and `variance_shares`."""
+        filters = maps.get_filters(self.model)
+        _, components, shares = maps.find_components(filters.reshape(len(filters), -1), _MOST_COMPONENTS)
+        components = components.reshape(-1, *filters.shape[1:])
+        return {"filters": filters, "components": components, "variance_shares": shares}
+
+    @functools.cached_property
     def image_gradients(self) -> Callable[[np.ndarray, int], np.ndarray]:
         """A function of normalised images (B, H, W, C) and a class: the gradients of its logit."""
         from vitreous.explanation.trace import create_image_gradient_function
@@ -338,12 +346,10 @@ class _Question:
         return None, "cosine similarity", f"{kind} positions", arrays
 
     def _filters(self) -> Any:
-        filters = maps.get_filters(self.explainer.model)
-        _, components, shares = maps.find_components(filters.reshape(len(filters), -1), _MOST_COMPONENTS)
-        components = components.reshape(-1, *filters.shape[1:])
-        arrays = {"filters": filters, "components": components, "variance_shares": shares}
+        arrays = self.explainer.filters
         where = "first convolution" if self.config.stem == "convolution" else "patch projection"
-        return None, "", f"{where}, {len(components)} components: {shares.sum():.0%} of the variance", arrays
+        share = arrays["variance_shares"].sum()
+        return None, "", f"{where}, {len(arrays['components'])} components: {share:.0%} of the variance", dict(arrays)
 
     def _attention(self) -> Any:
         attention = self.trace.attention
