@@ -4,7 +4,7 @@ from vitreous.embeddings.backbone import Backbone, load_backbone
 from vitreous.embeddings.extract import embed, embed_to_file
 from vitreous.embeddings.files import Embeddings, load_embeddings
 from vitreous.embeddings.neighbours import Neighbour, find_neighbours, load_sources, locate_queries
-from vitreous.embeddings.probe import probe
+from vitreous.embeddings.probing import probe
 
 __all__ = [
     "Backbone",

@@ -173,7 +173,7 @@ def _labelled_source(
     images = join_images(list(splits.values()))
     labels: list[Label]
     if images.is_multi_label:
-        labels = [tuple(class_names[k] for k in np.flatnonzero(row)) for row in images.labels]
+        labels = [tuple(class_names[k] for k in np.flatnonzero(row).tolist()) for row in images.labels]
     else:
         labels = [class_names[label] for label in images.labels]
     where = [split for split, part in splits.items() for _ in range(len(part))]

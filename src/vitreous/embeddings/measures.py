@@ -88,7 +88,7 @@ class SingleLabel:
     def score_classes(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         """Returns the recall of each class."""
         is_right = logits.argmax(axis=1) == labels
-        return {self.class_names[k]: float(is_right[labels == k].mean()) for k in np.unique(labels)}
+        return {self.class_names[k]: float(is_right[labels == k].mean()) for k in np.unique(labels).tolist()}
 
     def guess(self, bank: np.ndarray, count: int) -> np.ndarray:
         """Returns how often each class is in the bank."""
@@ -137,7 +137,7 @@ class MultiLabel:
         """Returns the average precision of each label."""
         from sklearn.metrics import average_precision_score
 
-        found = np.flatnonzero(labels.any(axis=0))
+        found = np.flatnonzero(labels.any(axis=0)).tolist()
         return {self.class_names[k]: float(average_precision_score(labels[:, k], logits[:, k])) for k in found}
 
     def guess(self, bank: np.ndarray, count: int) -> np.ndarray:

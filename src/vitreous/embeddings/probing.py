@@ -133,19 +133,19 @@ def probe(
     bank, truth = labels[is_bank], labels[is_test]
     is_val = place[is_bank] == 1
 
-    train, tests = features.vectors[is_bank], features.vectors[is_test]
-    knn = measure.score(vote(measure, train, bank, tests), truth)
+    fitting, asked = features.vectors[is_bank], features.vectors[is_test]
+    knn = measure.score(vote(measure, fitting, bank, asked), truth)
     thumbnails = features.thumbnails - features.thumbnails[is_bank].mean(axis=0)
     pixels = measure.score(vote(measure, thumbnails[is_bank], bank, thumbnails[is_test]), truth)
     constant = measure.score(measure.guess(bank, len(truth)), truth)
-    mean, deviation = train.mean(axis=0), train.std(axis=0)
-    train, tests = ((vectors - mean) / np.maximum(deviation, 1e-6) for vectors in (train, tests))
-    strength = choose_strength(measure, train[~is_val], bank[~is_val], train[is_val], bank[is_val])
-    logits, seen = measure.fit(train, bank, strength, (tests, train))
+    mean, deviation = fitting.mean(axis=0), fitting.std(axis=0)
+    fitting, asked = ((vectors - mean) / np.maximum(deviation, 1e-6) for vectors in (fitting, asked))
+    strength = choose_strength(measure, fitting[~is_val], bank[~is_val], fitting[is_val], bank[is_val])
+    logits, seen = measure.fit(fitting, bank, strength, (asked, fitting))
     linear, fitted = measure.score(logits, truth), measure.score(seen, bank)
     few = []
     if isinstance(measure, SingleLabel):
-        few = _learn_from_few(measure, (train, bank), (tests, truth), shots, num_draws, drawn_with)
+        few = _learn_from_few(measure, (fitting, bank), (asked, truth), shots, num_draws, drawn_with)
     report: dict[str, Any] = {
         "backbone": backbone.source,
         "model": backbone.model.name,
