@@ -18,6 +18,7 @@ from vitreous.embeddings import (
     load_embeddings,
     load_sources,
 )
+from vitreous.embeddings.extract import read_labelled
 from vitreous.embeddings.neighbours import search
 from vitreous.errors import ConfigError, DataError, ImageError, MissingPathError, UnknownNameError
 from vitreous.figures import draw_neighbours
@@ -164,6 +165,26 @@ def test_a_run_brings_the_splits_of_its_training(run, colours):
     np.testing.assert_array_equal(found.vectors, embed(run.path, colours).vectors)
     np.testing.assert_array_equal(found.vectors, embed(run.path / "model.keras", colours).vectors)
     assert found.metadata["backbone"] == str(run.path)
+
+
+def test_a_run_is_probed_on_images_that_it_has_not_seen(run, colours, tmp_path):
+    def read(data):
+        found = read_labelled(data, run, seed=None, changes={}, min_classes=2)
+        return found.notes, found.get_dataset(data)
+
+    note = "splits are those of the run's training: it has not seen the test images"
+    wanted = load_dataset(colours, seed=7).fingerprint
+    for data in (colours, make_colours(tmp_path / "copy")):  # the same images elsewhere too
+        notes, dataset = read(data)
+        assert notes == (note,) and dataset.fingerprint == wanted
+    notes, dataset = read(make_colours(tmp_path / "others", count=9))
+    assert notes == () and dataset.fingerprint == load_dataset(tmp_path / "others", seed=0).fingerprint
+    (colours / "red" / "00.png").rename(colours / "red" / "zz.png")
+    try:
+        notes, _ = read(colours)
+    finally:
+        (colours / "red" / "zz.png").rename(colours / "red" / "00.png")
+    assert notes[0].startswith("WARNING: the data, or how it is split, has changed since the run was trained on it")
 
 
 def test_another_image_size(run, colours):

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from embeddings_data import make_backbone, make_colours
 
-import vitreous
 from vitreous.data import Dataset, ImageSet
 from vitreous.embeddings import measures, probe
 from vitreous.embeddings.measures import MultiLabel, SingleLabel, choose_strength, vote
@@ -67,7 +66,8 @@ def test_features_that_say_nothing(backbone):
     assert "50 of 80 training and validation images are used, drawn class by class" in report["notes"]
 
 
-def test_several_labels_an_image(backbone):
+def test_several_labels_an_image(backbone, monkeypatch):
+    monkeypatch.setattr(measures, "_NUM_RESAMPLES", 20)
     report = probe(backbone, noise(3, is_multi_label=True))
     assert report["measure"] == "mean average precision" and report["few_shot"] == []
     assert report["per_class"]["class0"] > 0.95 > max(report["per_class"]["class1"], report["per_class"]["class2"])
@@ -80,22 +80,6 @@ def test_random_weights_are_named():
     report = probe("vit_pico_patch4_32", noise(splits=(("train", 40), ("val", 20))), shots=())
     assert report["has_random_weights"] and report["split"] == "val"
     assert "its weights are random" in report["notes"][0]
-
-
-def test_a_run_is_measured_on_images_that_it_has_not_seen(tmp_path, colours):
-    small = {"model": "vit_pico_patch4_32", "image_size": 8, "recipe": "digits", "num_channels": 3}
-    run = vitreous.train(colours, out=tmp_path / "run", seed=7, epochs=1, batch_size=16, **small)
-    note = "splits are those of the run's training: it has not seen the test images"
-    assert note in probe(run, colours, shots=())["notes"]
-    copy = make_colours(tmp_path / "copy")  # the same images elsewhere
-    assert note in probe(run, copy, shots=())["notes"]
-    assert not any("the run" in text for text in probe(run, make_colours(tmp_path / "b", count=9), shots=())["notes"])
-    (colours / "red" / "00.png").rename(colours / "red" / "zz.png")
-    try:
-        notes = probe(run, colours, shots=())["notes"]
-    finally:
-        (colours / "red" / "zz.png").rename(colours / "red" / "00.png")
-    assert any(text.startswith("WARNING: the data, or how it is split, has changed") for text in notes)
 
 
 def test_what_cannot_be_probed(backbone, colours, tmp_path):
@@ -177,6 +161,10 @@ def numbers(linear, knn=0.5, pixels=0.3, train=1.0, few=(), margin=0.02):
         (
             numbers(0.70, few=[(10, 0.5)]),
             ["help, and leave room", "heart (100.0%)", "10 a class give 50.0%, all 4,000"],
+        ),
+        (
+            numbers(0.96, pixels=0.95),
+            ["The features suffice", "So does k-NN on raw pixels (95.0%): these images are easy"],
         ),
         (numbers(0.70, train=0.75), ["misses images that it was fitted to as well (75.0% right)"]),
         (numbers(0.40, knn=0.8), ["k-NN on them has accuracy 80.0% against 30.0% of k-NN on raw pixels"]),

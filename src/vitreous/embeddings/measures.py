@@ -21,6 +21,10 @@ class Measure(Protocol):
 
     name: str
 
+    def evaluate(self, logits: np.ndarray, labels: np.ndarray) -> float:
+        """Returns how well logits (N, K) answer, in [0, 1]."""
+        ...
+
     def score(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
         """Returns `score` in [0, 1], and its `interval` of 95%, of logits (N, K)."""
         ...
@@ -64,7 +68,7 @@ def choose_strength(
     scores = []
     for strength in STRENGTHS:
         (logits,) = measure.fit(features, labels, strength, [val_features])
-        scores.append(measure.score(logits, val_labels)["score"])
+        scores.append(measure.evaluate(logits, val_labels))
     return STRENGTHS[int(np.argmax(scores))]
 
 
@@ -79,6 +83,10 @@ class SingleLabel:
 
     def __init__(self, class_names: Sequence[str]):
         self.class_names = class_names
+
+    def evaluate(self, logits: np.ndarray, labels: np.ndarray) -> float:
+        """Returns accuracy."""
+        return float((logits.argmax(axis=1) == labels).mean())
 
     def score(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
         """Returns accuracy and interval."""
@@ -123,13 +131,17 @@ class MultiLabel:
     def __init__(self, class_names: Sequence[str]):
         self.class_names = class_names
 
+    def evaluate(self, logits: np.ndarray, labels: np.ndarray) -> float:
+        """Returns mean average precision."""
+        return float(np.mean([*self.score_classes(logits, labels).values()])) if labels.any() else 0.0
+
     def score(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
         """Returns mean average precision and interval."""
         generator = np.random.default_rng(0)
         draws = generator.integers(len(labels), size=(_NUM_RESAMPLES, len(labels)))
-        values = [_mean_precision(logits[draw], labels[draw]) for draw in draws]
+        values = [self.evaluate(logits[draw], labels[draw]) for draw in draws]
         return {
-            "score": _mean_precision(logits, labels),
+            "score": self.evaluate(logits, labels),
             "interval": [float(value) for value in np.quantile(values, (0.025, 0.975))],
         }
 
@@ -160,13 +172,6 @@ class MultiLabel:
             for logits, each in zip(found, others, strict=True):
                 logits[:, k] = model.decision_function(each)
         return found
-
-
-def _mean_precision(logits: np.ndarray, labels: np.ndarray) -> float:
-    from sklearn.metrics import average_precision_score
-
-    found = np.flatnonzero(labels.any(axis=0))
-    return float(np.mean([average_precision_score(labels[:, k], logits[:, k]) for k in found])) if len(found) else 0.0
 
 
 def _fit(features: np.ndarray, labels: np.ndarray, strength: float) -> Any:

@@ -142,7 +142,7 @@ def probe(
     fitting, asked = ((vectors - mean) / np.maximum(deviation, 1e-6) for vectors in (fitting, asked))
     strength = choose_strength(measure, fitting[~is_val], bank[~is_val], fitting[is_val], bank[is_val])
     logits, seen = measure.fit(fitting, bank, strength, (asked, fitting))
-    linear, fitted = measure.score(logits, truth), measure.score(seen, bank)
+    linear = measure.score(logits, truth)
     few = []
     if isinstance(measure, SingleLabel):
         few = _learn_from_few(measure, (fitting, bank), (asked, truth), shots, num_draws, drawn_with)
@@ -161,7 +161,7 @@ def probe(
         "num_test": int(is_test.sum()),
         "split": test_name,
         "knn": {**knn, "k": min(NEIGHBOURS, len(bank)), "temperature": TEMPERATURE},
-        "linear": {**linear, "strength": strength, "train_score": fitted["score"]},
+        "linear": {**linear, "strength": strength, "train_score": measure.evaluate(seen, bank)},
         "few_shot": few,
         "baselines": {"constant": constant, "pixels": pixels},
         "per_class": measure.score_classes(logits, truth),
@@ -293,7 +293,7 @@ def _learn_from_few(
             order = np.random.default_rng((seed, count, draw)).permutation(len(labels))
             chosen = np.concatenate([order[labels[order] == k][:count] for k in classes])
             (logits,) = measure.fit(features[chosen], labels[chosen], DEFAULT_STRENGTH, [tests])
-            scores.append(measure.score(logits, truth)["score"])
+            scores.append(measure.evaluate(logits, truth))
         spread = {"lowest": min(scores), "highest": max(scores), "num_draws": num_draws}
         found.append({"shots": count, "score": float(np.mean(scores)), **spread})
     return found
@@ -313,7 +313,7 @@ def judge(report: dict[str, Any]) -> str:
         (report["baselines"]["constant"]["score"], "the most frequent class"),
     )
     text = []
-    if chosen["interval"][0] <= base:
+    if chosen["interval"][0] <= base and not best >= max(base, _ENOUGH):
         low, high = chosen["interval"]
         than = f"worse than {what}" if high < base else f"not clearly better than {what}"
         return (
@@ -324,6 +324,7 @@ def judge(report: dict[str, Any]) -> str:
         text.append(
             f"The features suffice: {how} on them has {measure} {best:.1%}, and fine-tuning could win "
             f"{1 - best:.1%} at most."
+            + (f" So does {what} ({base:.1%}): these images are easy." if base >= _ENOUGH else "")
         )
     else:
         text.append(
