@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vitreous.data import load_dataset
+    from vitreous.embeddings import embed, find_neighbours, probe
     from vitreous.errors import VitreousError
     from vitreous.explanation import explain
     from vitreous.figures import draw_patches
@@ -51,6 +52,9 @@ __all__ = [
     "predict",
     "inspect",
     "explain",
+    "embed",
+    "find_neighbours",
+    "probe",
     "draw_patches",
     "import_weights",
     "export_weights",
@@ -81,6 +85,9 @@ _HOMES = {
     "predict": "vitreous.prediction",
     "inspect": "vitreous.inspection",
     "explain": "vitreous.explanation",
+    "embed": "vitreous.embeddings",
+    "find_neighbours": "vitreous.embeddings",
+    "probe": "vitreous.embeddings",
     "draw_patches": "vitreous.figures",
     "import_weights": "vitreous.weights",
     "export_weights": "vitreous.weights",
