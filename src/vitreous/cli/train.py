@@ -22,6 +22,7 @@ from vitreous.cli.options import (
     OptimizerOptions,
     RecipeOptions,
     SplitOptions,
+    Track,
     describe_source,
     given,
     parse_size,
@@ -45,6 +46,7 @@ def train(
     seed: int = 0,
     folds: int | None = None,
     overwrite: Annotated[bool, Parameter(negative=())] = False,
+    track: Track = None,
     backend: Backend | None = None,
     data_options: Annotated[DataOptions | None, Parameter(name="*", group=DATA)] = None,
     options: Annotated[RecipeOptions | None, Parameter(name="*", group=RECIPE)] = None,
@@ -84,7 +86,14 @@ def train(
     from vitreous.training import train_folds
     from vitreous.training.progress import create_reporter, format_seconds
 
-    changes |= {"out": out, "recipe": recipe, "pretrained": pretrained, "seed": seed, "overwrite": overwrite}
+    changes |= {
+        "out": out,
+        "recipe": recipe,
+        "pretrained": pretrained,
+        "seed": seed,
+        "overwrite": overwrite,
+        "track": track or (),
+    }
     if folds is not None and changes.get("fold") is None:
         return _say_folds(train_folds(data, num_folds=folds, reporter=create_reporter(), **changes))
     run = train_run(data, reporter=create_reporter(), num_folds=folds, **changes)
@@ -112,6 +121,7 @@ def pretrain(
     image_size: str | None = None,
     seed: int = 0,
     overwrite: Annotated[bool, Parameter(negative=())] = False,
+    track: Track = None,
     backend: Backend | None = None,
     masked: Annotated[MaskedOptions | None, Parameter(name="*", group=RECIPE)] = None,
     options: Annotated[RecipeOptions | None, Parameter(name="*", group=RECIPE)] = None,
@@ -146,7 +156,7 @@ def pretrain(
     from vitreous.training import pretrain as pretrain_run
     from vitreous.training.progress import create_reporter, format_seconds
 
-    changes |= {"out": out, "recipe": recipe, "seed": seed, "overwrite": overwrite}
+    changes |= {"out": out, "recipe": recipe, "seed": seed, "overwrite": overwrite, "track": track or ()}
     run = pretrain_run(data, reporter=create_reporter(), **changes)
     print(f"Trained  {format_seconds(run.metrics['train_seconds'])}, {run.metrics['num_images_seen']:,} images")
     if run.metrics["val_loss"] is not None:

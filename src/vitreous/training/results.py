@@ -163,7 +163,7 @@ def describe_results(
         "- `model.keras`: weights and architecture; load with `vitreous.load_run(PATH).load_model()`",
         *kept,
         "- `config.toml`: every option, the classes, the data's fingerprint, versions",
-        "- `history.csv`, `curves.png`: training as it went",
+        "- `history.csv`, `history.jsonl`, `curves.png`: training as it went",
         f"- `metrics.json`, `{answers}.png`, `predictions.png`: measured on `model.keras`, read back from this folder",
         "- `augmented.png`, `patches.png`: images as training and as the model see them",
         "",

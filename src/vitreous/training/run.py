@@ -2,7 +2,7 @@
 
     model.keras     the trained weights (their average over the last steps) and the architecture
     config.toml     every option as it was resolved: recipe, input, classes, data, versions, seed
-    history.csv     a row for each evaluation while training
+    history.csv     a row for each evaluation while training; history.jsonl, the same as JSON lines
     metrics.json    what was measured on model.keras as read back from disk
     *.png           curves, confusion matrix, one image beside its patches, test images with answers
     README.md       what all this is, and the command that made it
@@ -239,7 +239,7 @@ class RunWriter:
         os.replace(temporary, self.partial / name)
 
     def write_history(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Writes all rows of `history.csv` anew."""
+        """Writes all rows of `history.csv` and `history.jsonl` anew."""
         temporary = self.partial / ".history.csv.tmp"
         with temporary.open("w", newline="", encoding="utf-8") as file:
             names = dict.fromkeys(name for row in rows for name in row)
@@ -247,6 +247,7 @@ class RunWriter:
             writer.writeheader()
             writer.writerows(rows)
         os.replace(temporary, self.partial / "history.csv")
+        self.write_text("history.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
     def finish(self) -> Path:
         """Moves the folder to its final place and returns that.
