@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     from vitreous.registry import get_spec, list_models, list_weights
     from vitreous.spec import InputSpec, ModelSpec, ViTConfig, WeightsSource
     from vitreous.training.pretrainer import pretrain
+    from vitreous.training.rate_search import find_learning_rate
     from vitreous.training.run import load_run
     from vitreous.training.trainer import train
+    from vitreous.training.tuning import tune
     from vitreous.weights import export_weights, import_weights
 
 __version__ = "0.1.0"
@@ -45,6 +47,8 @@ __all__ = [
     "load_dataset",
     "train",
     "pretrain",
+    "find_learning_rate",
+    "tune",
     "load_run",
     "evaluate",
     "predict",
@@ -74,6 +78,8 @@ _HOMES = {
     "load_dataset": "vitreous.data",
     "train": "vitreous.training.trainer",
     "pretrain": "vitreous.training.pretrainer",
+    "find_learning_rate": "vitreous.training.rate_search",
+    "tune": "vitreous.training.tuning",
     "load_run": "vitreous.training.run",
     "evaluate": "vitreous.prediction",
     "predict": "vitreous.prediction",

@@ -10,6 +10,7 @@ from cyclopts import App, CycloptsError, Parameter
 from vitreous import __version__
 from vitreous.cli.tools import convert, models, patches, recipes
 from vitreous.cli.train import draw_augmented, pretrain, train
+from vitreous.cli.tune import find_lr, tune
 from vitreous.cli.use import evaluate, inspect, predict
 from vitreous.errors import VitreousError
 from vitreous.text import escape_text
@@ -27,6 +28,8 @@ app = App(
 _COMMANDS: dict[str, Callable[..., int]] = {
     "train": train,
     "pretrain": pretrain,
+    "find-lr": find_lr,
+    "tune": tune,
     "evaluate": evaluate,
     "predict": predict,
     "inspect": inspect,

@@ -111,6 +111,23 @@ def parse_size(text: str | None, name: str) -> tuple[int, int] | None:
     return numbers[0], numbers[-1]
 
 
+def recipe_changes(
+    options: RecipeOptions | None,
+    image_size: str | None,
+    optimizer: OptimizerOptions | None,
+    augment: AugmentOptions | None,
+    architecture: ArchitectureOptions | None,
+) -> dict[str, Any]:
+    """Returns what differs from the recipe."""
+    return {
+        **given(options),
+        "image_size": parse_size(image_size, "image-size"),
+        "optimizer": given(optimizer) or None,
+        "augment": given(augment) or None,
+        "architecture": given(architecture) or None,
+    }
+
+
 def start_backend(backend: str | None) -> None:
     """Settles the Keras backend and says which and why, in one line on standard error."""
     name, reason = select_backend(backend)

@@ -4,7 +4,7 @@ import os
 import shlex
 import typing
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from cyclopts import Parameter
 
@@ -26,6 +26,7 @@ from vitreous.cli.options import (
     describe_source,
     given,
     parse_size,
+    recipe_changes,
     start_backend,
 )
 from vitreous.cli.printing import metrics_line
@@ -79,7 +80,7 @@ def train(
     """
     changes = {
         **given(data_options),
-        **_recipe_changes(options, image_size, optimizer, augment, architecture),
+        **recipe_changes(options, image_size, optimizer, augment, architecture),
     }
     start_backend(backend)
     from vitreous.training import train as train_run
@@ -149,7 +150,7 @@ def pretrain(
         architecture: Values in which the model differs from its name's.
     """
     changes = {
-        **_recipe_changes(options, image_size, optimizer, augment, architecture),
+        **recipe_changes(options, image_size, optimizer, augment, architecture),
         "masked": MaskedConfig(**given(masked)),
     }
     start_backend(backend)
@@ -165,23 +166,6 @@ def pretrain(
     print(f"Look at  {path}/README.md, reconstruction.png, curves.png")
     print(f"Use it   vitreous train DATA --pretrained {shlex.quote(str(path))}")
     return 130 if run.metrics["is_interrupted"] else 0
-
-
-def _recipe_changes(
-    options: RecipeOptions | None,
-    image_size: str | None,
-    optimizer: OptimizerOptions | None,
-    augment: AugmentOptions | None,
-    architecture: ArchitectureOptions | None,
-) -> dict[str, Any]:
-    """Returns what differs from the recipe."""
-    return {
-        **given(options),
-        "image_size": parse_size(image_size, "image-size"),
-        "optimizer": given(optimizer) or None,
-        "augment": given(augment) or None,
-        "architecture": given(architecture) or None,
-    }
 
 
 def _say_folds(result: "CrossValidation") -> int:

@@ -10,6 +10,7 @@ from vitreous.figures.canvas import shorten
 from vitreous.figures.patches import GAP, compose_mosaic, draw_patches
 from vitreous.figures.reconstruction import draw_reconstruction
 from vitreous.figures.results import draw_confusion, draw_curves, draw_labels, draw_predictions
+from vitreous.figures.search import draw_rate_search, draw_trials
 
 __all__ = [
     "GAP",
@@ -20,6 +21,8 @@ __all__ = [
     "draw_labels",
     "draw_patches",
     "draw_predictions",
+    "draw_rate_search",
     "draw_reconstruction",
+    "draw_trials",
     "shorten",
 ]
