@@ -169,6 +169,28 @@ def test_recipes(call):
     code, out, _ = call("recipes")
     assert code == 0
     assert out.splitlines()[0].startswith("digits")
+    assert "accuracy 98." in out
+    assert "accuracy not measured" in out
+    code, out, _ = call("recipes", "digits", "--json")
+    (row,) = json.loads(out)
+    assert (row["name"], row["hardware"]) == ("digits", "2 CPU cores (AMD Zen 5), jax float32")
+    fails(call("recipes", "digit"), "Unknown recipe. Received: recipe='digit'. Nearest: digits")
+
+
+def test_find_lr_and_tune(call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = ("--batch", 32, "--architecture.num-blocks", 1, "--architecture.projection-dim", 16)
+    code, out, _ = call("find-lr", "digits", "--num-steps", 20, *options)
+    assert code == 0
+    assert "Recipe   digits has 0.002" in out
+    (line,) = (line for line in out.splitlines() if line.startswith("Use it"))
+    suggestion = json.loads(Path("find-lr.json").read_text())["suggestion"]
+    assert line.endswith(f"vitreous train digits ... --optimizer.learning-rate {suggestion:g}")
+    fails(call("find-lr", "digits", "--out", "find-lr.txt"), "Expected a file name that ends in .png, .svg, .pdf")
+    fails(call("tune", "digits", "--out", "t"), "Cannot tune without an end")
+    fails(call("tune", "digits", "--out", "t", "--time", "1h", "--val-fraction", 0), "Pass a val_fraction above 0")
+    fails(call("train", "digits", "--track", "tensorbord"), "--track")
+    fails(call("train", "digits", "--batch", "huge"), "--batch")
 
 
 @pytest.fixture(scope="module")

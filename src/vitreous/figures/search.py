@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from vitreous.errors import ConfigError
 from vitreous.figures.canvas import (
@@ -108,17 +108,16 @@ def draw_trials(trials: Sequence[Mapping[str, Any]], out: str | Path, *, score_n
     if complete:
         best = np.maximum.accumulate([trial["score"] for trial in complete])
         axis.step(
-            [trial["number"] for trial in complete],
-            best,
+            [*(trial["number"] for trial in complete), max(trial["number"] for trial in scored)],
+            [*best, best[-1]],
             where="post",
             color=VERMILION,
             linewidth=1.4,
-            label="best so far",
             zorder=1,
         )
         write_title(axis, f"{score_name}: best {best[-1]:.2%} of {len(trials)} trials")
     axis.set_xlabel("trial (0: the recipe as it is)", color=INK, fontsize=9)
-    axis.legend(frameon=False, fontsize=9, labelcolor=INK, loc="lower right")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}%"))
     for i, name in enumerate(names):
         axis = figure.add_subplot(grid[1 + i // 3, i % 3])
@@ -127,7 +126,8 @@ def draw_trials(trials: Sequence[Mapping[str, Any]], out: str | Path, *, score_n
         title = fit(figure, name, 10, 290)
         write_title(axis, title)
     figure.tight_layout(pad=1.2, h_pad=2.0, rect=(0, 0.03, 1, 1))
-    write(figure, 0.5, 0.015, "● whole trial   × given up early, at its last score", color=FAINT, size=7.5)
+    legend = "● whole trial   × given up early, at its last score   ▼ failed   line: best so far"
+    write(figure, 0.5, 0.015, legend, color=FAINT, size=7.5)
     return save(figure, path)
 
 
@@ -135,8 +135,11 @@ def _draw_parameter(axis: Axes, name: str, trials: Sequence[Mapping[str, Any]]) 
     values = [trial["params"][name] for trial in trials]
     if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
         _draw_points(axis, values, trials)
-        if min(values) > 0 and max(values) / min(values) > 8:
+        if min(values) > 0 and max(values) / min(values) > 5:
             axis.set_xscale("log")
+            axis.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+            axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}"))
+            axis.xaxis.set_minor_locator(NullLocator())
     else:
         choices = sorted({str(value) for value in values})
         _draw_points(axis, [choices.index(str(value)) for value in values], trials)

@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from vitreous.backend import select_precision
 from vitreous.data import Dataset, load_dataset
 from vitreous.errors import ConfigError, TrainingError
 from vitreous.figures import draw_rate_search
+from vitreous.figures.canvas import checked_path
 from vitreous.model import VisionTransformer
 from vitreous.spec import check, check_minimum
 from vitreous.training.losses import create_loss
@@ -129,6 +131,8 @@ def find_learning_rate(
             "Cannot search for a learning rate. Expected a number of images a step: the rate depends on it. "
             "Received: batch_size='auto'. Pass the number that `vitreous train --batch auto` chose."
         )
+    if out is not None:
+        checked_path(out)
     reporter = reporter or Reporter()
     split, changes = split_options(data, seed, changes)
     dataset = data if isinstance(data, Dataset) else load_dataset(data, **split)
@@ -163,7 +167,7 @@ def find_learning_rate(
     smoothed: list[float] = []
     total, has_diverged = 0.0, False
     loader = training_loader(images, spec.input, settled, reporter, seed=seed, num_classes=num_classes)
-    batches = loader.stream()
+    batches, start = loader.stream(), time.monotonic()
     try:
         for i, rate in enumerate(planned):
             loss = float(step(next(batches), learning_rate=rate, decay=0.0)[0])
@@ -173,7 +177,7 @@ def find_learning_rate(
             total = _SMOOTHING * total + (1 - _SMOOTHING) * loss
             losses.append(loss)
             smoothed.append(total / (1 - _SMOOTHING ** (i + 1)))
-            reporter.step(_status(i + 1, num_steps, smoothed[-1]))
+            reporter.step(_status(i + 1, num_steps, smoothed[-1], settled.batch_size, time.monotonic() - start))
             if i >= _LEAST_STEPS // 2 and smoothed[-1] > _DIVERGED * min(smoothed):
                 has_diverged = True
                 break
@@ -231,5 +235,12 @@ def _round(rate: float) -> float:
     return float(f"{rate:.2g}")
 
 
-def _status(step: int, num_steps: int, loss: float) -> Status:
-    return Status(progress=step / num_steps, epoch=1, loss=loss, accuracy=None, images_per_second=0, seconds_left=0)
+def _status(step: int, num_steps: int, loss: float, batch_size: int, seconds: float) -> Status:
+    return Status(
+        progress=step / num_steps,
+        epoch=1,
+        loss=loss,
+        accuracy=None,
+        images_per_second=step * batch_size / seconds,
+        seconds_left=seconds * (num_steps - step) / step,
+    )

@@ -294,12 +294,8 @@ class Trackers:
             metrics: What `metrics.json` holds.
             folder: Where the pictures are now.
         """
-        numbers = {
-            f"{split}/{name}": float(value)
-            for split in ("val", "test")
-            for name, value in metrics.get(split, {}).items()
-            if _is_number(value)
-        }
+        test = metrics.get("test", {})
+        numbers = {f"test/{name}": float(value) for name, value in test.items() if _is_number(value)}
         numbers |= {name: float(value) for name, value in metrics.items() if _is_number(value)}
         paths = {name: folder / f"{name}.png" for name in _PICTURES}
         pictures = {name: path for name, path in paths.items() if path.is_file()}
