@@ -186,7 +186,7 @@ def test_search_for_a_learning_rate(few_digits, tmp_path):
     assert json.loads((tmp_path / "rates.json").read_text())["suggestion"] == found.suggestion
     assert (tmp_path / "rates.png").stat().st_size > 5000
     assert len(found.rates) == len(found.losses) == len(found.smoothed) <= 30
-    assert found.has_diverged == (len(found.rates) < 30)
+    assert found.has_diverged  # at a rate of 10, if not before
     assert min(found.tenth, found.steepest) <= found.suggestion <= max(found.tenth, found.steepest)
     assert found.rates[0] < found.suggestion < 1
     assert (found.recipe_name, found.recipe_rate, found.batch_size) == ("digits", 2e-3, 32)
@@ -238,7 +238,7 @@ def test_tuning_leaves_a_recipe_a_table_and_a_picture(tuning):
     assert found.best.score == max(trial.score for trial in found.trials)
     rows = list(csv.DictReader((found.path / "trials.csv").open()))
     assert [float(row["val_accuracy"]) for row in rows] == [trial.score for trial in found.trials]
-    assert [row["optimizer.learning_rate"] for row in rows][0] == "0.002"
+    assert rows[0]["optimizer.learning_rate"] == "0.002"
     assert "optimizer.label_smoothing" not in rows[0]  # given, so not searched
     assert load_recipe(found.path / "best.toml") == found.recipe
     assert found.recipe.optimizer.label_smoothing == 0.05

@@ -110,8 +110,8 @@ def test_what_breaks_is_named_once_and_left_behind(tracked):
     assert (
         told
         == [
-            "Recorder no longer follows this run (ConnectionError: the server is gone). Training is not touched; the run "
-            "folder has every number."
+            "Recorder no longer follows this run (ConnectionError: the server is gone). Training is not touched; the "
+            "run folder has every number."
         ]
         * 2
     )

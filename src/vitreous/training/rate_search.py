@@ -48,7 +48,7 @@ class RateSearch:
         suggestion: The rate to train with: the geometric mean of the next two.
         tenth: A tenth of the rate at which the smoothed loss was lowest.
         steepest: The rate at which the smoothed loss fell fastest against the logarithm of the rate.
-        has_diverged: Whether the loss grew beyond four times its lowest before the last step.
+        has_diverged: Whether the loss grew beyond four times its lowest.
         recipe_rate: The rate that the recipe has.
         recipe_name: Name of the recipe.
         batch_size: Images a step.
