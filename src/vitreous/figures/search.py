@@ -67,7 +67,7 @@ def draw_rate_search(search: Mapping[str, Any], out: str | Path) -> Path:
         axis.axvline(search[name], color=color, linestyle=style, linewidth=1.6, label=f"{label} {search[name]:g}")
     axis.set_xlabel("learning rate", color=INK, fontsize=9)
     axis.set_ylabel("training loss", color=INK, fontsize=9)
-    axis.legend(frameon=False, fontsize=9, labelcolor=INK, loc="upper left")
+    axis.legend(frameon=False, fontsize=9, labelcolor=INK, loc="lower left")
     ending = "; it diverged, and the search ended" if search["has_diverged"] else ""
     write_title(axis, f"Loss while the learning rate grows, {len(rates)} steps{ending}")
     return save(figure, path)

@@ -106,7 +106,7 @@ def pretrain(
     split, changes = split_options(data, seed, changes)
     is_auto, changes = take_auto_batch(changes)
     dataset = _unlabelled(data, split, seed)
-    recipe_name, settled = settle_recipe(recipe, dataset, {})
+    recipe_name, settled = settle_recipe(recipe, dataset, changes)
     settled = settled.merge(_CHANGES).merge({key: value for key, value in changes.items() if value is not None})
     spec = get_spec(
         settled.model,
