@@ -62,6 +62,7 @@ def try_sizes(monkeypatch, rates, *, free=None, is_gpu=False, recipe=None, num_i
         return batch_search._Trial(size, rates[size], None if free is None else size * 1000)
 
     monkeypatch.setattr(batch_search, "_measure", measure)
+    monkeypatch.setattr(batch_search, "_free_memory", lambda: None)
     monkeypatch.setattr(batch_search, "uses_gpu", lambda _: is_gpu)
     monkeypatch.setattr(batch_search, "get_available_bytes", lambda: free)
     listener = Listener()
@@ -300,11 +301,11 @@ def test_bad_trials_are_given_up_and_time_ends_it(few_digits, tmp_path, monkeypa
         calls.append(recipe)
         if len(calls) == 2:
             raise TrainingError("Cannot go on training. Expected a finite loss.")
-        for epoch in range(1, 21):
-            reporter.row({"epoch": epoch, "seconds": 1.0 * epoch, "val_accuracy": 0.9 - 0.05 * len(calls)})
         if len(calls) == 9:
             clock.seconds_passed = 100.0
             reporter.step(module.Status(progress=0.5, epoch=1, loss=1, accuracy=1, images_per_second=1, seconds_left=1))
+        for epoch in range(1, 21):
+            reporter.row({"epoch": epoch, "seconds": 1.0 * epoch, "val_accuracy": 0.9 - 0.05 * len(calls)})
         return type("Run", (), {"metrics": {"is_interrupted": False, "val": {"accuracy": 0.9 - 0.05 * len(calls)}}})
 
     class Clock:
