@@ -51,7 +51,7 @@ def evaluate(
     check_output(out)
     loaded = load_run(run)  # first: a wrong path should not cost the time that Keras takes to start
     start_backend(backend)
-    from vitreous.prediction import evaluate as evaluate_run
+    from vitreous.measurement import evaluate as evaluate_run
 
     metrics = evaluate_run(loaded, data, split=split, **given(columns))
     with open_output(out) as file:
