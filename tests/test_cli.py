@@ -74,7 +74,7 @@ def test_train_evaluate_predict(call, tmp_path, image):
     assert "Backend  jax" in err
     assert "Test     accuracy" in text
     assert f"vitreous predict {out}" in text
-    code, text, _ = call("evaluate", out, "--json")
+    code, text, _ = call("evaluate", out, "--json", "-")
     assert json.loads(text)["accuracy"] == json.loads((out / "metrics.json").read_text())["test"]["accuracy"]
     code, text, _ = call("predict", out, image, "--top-k", 3)
     assert code == 0
@@ -195,11 +195,11 @@ def test_a_table_from_training_to_prediction(call, table, tmp_path):
     assert "Test     accuracy" in text and " ± " in text and f"Look at  {out}/README.md" in text
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["test"]["num_examples"] == 24 and len(metrics["test"]["accuracy"]["values"]) == 2
-    measured = json.loads(call("evaluate", out / "fold-2", "--json")[1])
+    measured = json.loads(call("evaluate", out / "fold-2", "--json", "-")[1])
     assert measured["accuracy"] == metrics["test"]["accuracy"]["values"][1] and measured["split"] == "test"
     other = table.with_name("other.csv")
     other.write_text("image,truth\n0.png,red\n1.png,green\n")
-    measured = json.loads(call("evaluate", out / "fold-2", other, "--json", "--label-column", "truth")[1])
+    measured = json.loads(call("evaluate", out / "fold-2", other, "--json", "-", "--label-column", "truth")[1])
     assert measured["num_examples"] == 2
     fails(call("evaluate", out / "fold-2", other), "Expected a column 'colour' for the labels")
     _, text, _ = call("predict", out / "fold-1", table, "--csv")

@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 from cyclopts import App, CycloptsError, Parameter
 
 from vitreous import __version__
+from vitreous.cli.measure import calibrate, evaluate
 from vitreous.cli.tools import convert, models, patches, recipes
 from vitreous.cli.train import draw_augmented, pretrain, train
-from vitreous.cli.use import evaluate, inspect, predict
+from vitreous.cli.use import inspect, predict
 from vitreous.errors import VitreousError
 from vitreous.text import escape_text
 
@@ -28,6 +29,7 @@ _COMMANDS: dict[str, Callable[..., int]] = {
     "train": train,
     "pretrain": pretrain,
     "evaluate": evaluate,
+    "calibrate": calibrate,
     "predict": predict,
     "inspect": inspect,
     "patches": patches,
