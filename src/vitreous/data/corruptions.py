@@ -2,9 +2,9 @@
 
 What they are and how strong follows Hendrycks and Dietterich 2019, "Benchmarking neural network robustness to common
 corruptions and perturbations", https://arxiv.org/abs/1903.12261, and the authors' constants: those of ImageNet-C at 224
-pixels, those of CIFAR-10-C at 32. In between a constant goes linearly with the logarithm of the shorter side. Beyond,
-the nearer set holds, and lengths in pixels grow or shrink with the side. So a severity means something else at another
-image size: accuracies under corruption compare models of one image size.
+pixels, those of CIFAR-10-C at 32 and below. In between a constant goes linearly with the logarithm of the shorter side.
+Above 224, lengths in pixels grow with the side, and all else is as at 224. So a severity means something else at
+another image size: accuracies under corruption compare models of one image size.
 
 Deliberate differences: frost is drawn (crystals on the pane, `_frost_texture`), where the original crops six
 photographs; glass swaps the same pixels in another order, so that many swaps can be done at once; the elastic warp and
@@ -178,7 +178,7 @@ def severity_constants(name: str, severity: int, size: int) -> tuple[float, ...]
     share = math.log(clipped / _SMALL) / math.log(_LARGE / _SMALL)
     values = [a + share * (b - a) for a, b in zip(small, large, strict=True)]
     for place in _LENGTHS.get(name, ()):
-        values[place] *= size / clipped
+        values[place] *= max(size / _LARGE, 1)
     return tuple(values)
 
 

@@ -59,13 +59,15 @@ def measure_run(path: Path, dataset: Dataset, input_spec: InputSpec, batch_size:
             continue  # not one image of this split can be read; metrics.json names them all
         metrics[split] = compute_all_metrics(logits, labels, dataset.class_names)
         answers[split] = logits, labels
-        if split == "test" or "test" not in dataset.splits:  # pictures of the test, or of what comes nearest
-            _draw_answers(images, logits, labels, indices, metrics[split], dataset.class_names, input_spec, folder)
+        shown = split, images, indices
     if answers:
         metrics["calibration"] = calibration = calibrate(answers)
-        shown = calibration["test" if "test" in answers else "val"]
-        after = shown["after"] if calibration["is_fitted"] else None
-        draw_reliability(shown["before"], folder / "reliability.png", after=after)
+        split, images, indices = shown  # pictures of the test, or of what comes nearest
+        before, after = calibration[split]["before"], calibration[split]["after"]
+        draw_reliability(before, folder / "reliability.png", after=after if calibration["is_fitted"] else None)
+        logits, labels = answers[split]
+        logits = logits / calibration["temperature"]
+        _draw_answers(images, logits, labels, indices, metrics[split], dataset.class_names, input_spec, folder)
     return {**metrics, "broken_files": broken}
 
 
