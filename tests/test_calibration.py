@@ -110,6 +110,8 @@ def test_no_temperature_where_none_can_be_trusted(honest):
     chance = np.random.default_rng(0).permutation(labels)
     assert "no better than chance" in calibrate({"val": (-logits, labels)})["reason"]
     assert calibrate({"val": (logits, chance)})["temperature"] >= 1
+    with pytest.raises(DataError, match=r"Received: answers of which \(nearly\) all are right\. Use more validation"):
+        fit_temperature(logits, logits.argmax(axis=1))
     with pytest.raises(ConfigError, match=r"not trained on\. Received: fitted_on='train'\. Pass validation images\."):
         calibrate({"train": (logits, labels)}, fitted_on="train")
 
@@ -147,7 +149,11 @@ def test_selection_by_hand():
     same = [compute_selection(np.full(4, 0.5), order) for order in (is_right, is_right[::-1])]
     assert same[0]["aurc"] == same[1]["aurc"] == pytest.approx(0.25)
     assert len(same[0]["curve"]) == 1
-    assert choose_threshold(confidence, is_right, 0.7, min_answered=1)["threshold"] == 0.6
+    assert choose_threshold(confidence, is_right, 0.7, min_answered=1) == {
+        "threshold": 0.0,  # all answers together have it
+        "coverage": 1.0,
+        "accuracy": 0.75,
+    }
     assert choose_threshold(confidence, is_right, 0.9, min_answered=1)["threshold"] == 0.9
     assert choose_threshold(confidence, is_right, 0.9, min_answered=2) is None
     with pytest.raises(ConfigError, match=r"Expected an accuracy in \(0, 1\]\. Received: accuracy=95\."):

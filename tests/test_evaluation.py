@@ -246,7 +246,8 @@ def table(tmp_path_factory):
         is_light, is_old = i % 2, (i // 2) % 2
         pixels = rng.integers(0, 120, (8, 8, 3)) + 60 * is_light + 20 * is_old
         Image.fromarray(pixels.astype("uint8")).save(root / f"{i}.png")
-        lines.append(f"{i}.png,{('dark', 'light')[is_light]},{('new', 'old')[is_old]}")
+        label = is_light if rng.random() < 0.85 else 1 - is_light  # what nobody can learn keeps answers from being sure
+        lines.append(f"{i}.png,{('dark', 'light')[label]},{('new', 'old')[is_old]}")
     (root / "table.csv").write_text("\n".join(lines))
     return root / "table.csv"
 

@@ -158,10 +158,21 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
 
     Source: Guo et al. 2017, https://arxiv.org/abs/1706.04599, section 4.2. Difference: an exact root, no descent.
     """
+    _check(logits, labels)
+    found = _find_temperature(logits, labels)
+    if isinstance(found, str):
+        raise DataError(
+            f"Cannot fit a temperature. Expected one between {_COLDEST:g} and {_HOTTEST:g} to be best. "
+            f"Received: {found}. Use more validation images, or leave the temperature at 1."
+        )
+    return found
+
+
+def _find_temperature(logits: np.ndarray, labels: np.ndarray) -> float | str:
+    """Returns the best temperature, or why there is none."""
     from scipy.optimize import brentq
     from scipy.special import expit, softmax
 
-    _check(logits, labels)
     wide = np.asarray(logits, "float64")
     if labels.ndim == 2:
         truth = labels.astype(bool)
@@ -176,12 +187,10 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
             return float(((softmax(sharpness * wide, axis=1) * wide).sum(axis=1) - at_truth).mean())
 
     low, high = 1 / _HOTTEST, 1 / _COLDEST
-    if not slope(low) < 0 < slope(high):
-        received = "answers no better than chance" if slope(low) >= 0 else "answers of which (nearly) all are right"
-        raise DataError(
-            f"Cannot fit a temperature. Expected one between {_COLDEST:g} and {_HOTTEST:g} to be best. "
-            f"Received: {received}. Use more validation images, or leave the temperature at 1."
-        )
+    if slope(low) >= 0:
+        return "answers no better than chance"
+    if slope(high) <= 0:
+        return "answers of which (nearly) all are right"
     return 1 / float(brentq(slope, low, high, xtol=1e-12, rtol=1e-10))
 
 
@@ -217,11 +226,10 @@ def calibrate(
     temperature, reason = 1.0, None
     if len(labels) < min_examples:
         reason = f"{len(labels)} {fitted_on} images, fewer than {min_examples}"
+    elif isinstance(found := _find_temperature(logits, labels), str):
+        reason = found
     else:
-        try:
-            temperature = fit_temperature(logits, labels)
-        except DataError as error:
-            reason = str(error)
+        temperature = found
     thresholds: dict[str, Any] = {}
     if len(labels) >= min_examples:
         is_multi_label = labels.ndim == 2
@@ -325,8 +333,8 @@ def choose_threshold(
         min_answered: Answers that must be left: an accuracy of fewer says little.
 
     Returns:
-        `threshold`, and the `coverage` and `accuracy` of the answers at or above it; None where no threshold gives that
-        accuracy. On other images both will differ: choose on validation images, measure on test images.
+        `threshold`, and the `coverage` and `accuracy` of the answers at or above it; 0 where all answers together are
+        that accurate, None where no threshold is enough. On other images both will differ: choose on validation images, measure on test images.
     """
     if not 0 < accuracy <= 1:
         raise ConfigError(
@@ -335,7 +343,9 @@ def choose_threshold(
         )
     curve = compute_selection(confidence, is_right, num_points=len(confidence))["curve"]
     found = [p for p in curve if p["accuracy"] >= accuracy and p["coverage"] * len(confidence) >= min_answered - 0.5]
-    return found[-1] if found else None
+    if not found:
+        return None
+    return found[-1] if found[-1]["coverage"] < 1 else {**found[-1], "threshold": 0.0}
 
 
 def measure_threshold(confidence: np.ndarray, is_right: np.ndarray, threshold: float) -> dict[str, Any]:

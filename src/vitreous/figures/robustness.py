@@ -42,7 +42,7 @@ def draw_corruptions(
     pixels, num_channels = load_image(image, image_size)
     pixels = np.ascontiguousarray(pixels[..., :num_channels])
     aspect = pixels.shape[0] / pixels.shape[1]
-    cell, label, top, space = 116, 120, 26, 4
+    cell, label, top, space = 116, 140, 26, 4
     tall = round(cell * aspect)
     width = label + (len(severities) + 1) * (cell + space)
     height = top + len(corruptions) * (tall + space) + 4
