@@ -1,5 +1,6 @@
 """Metrics from logits against scikit-learn, and a run measured: views, slices, robustness, thresholds, calibration."""
 
+import dataclasses
 import json
 import warnings
 
@@ -8,8 +9,10 @@ import pytest
 from PIL import Image
 
 import vitreous
+from vitreous.calibration import compute_calibration
+from vitreous.cli.measure import print_metrics
 from vitreous.data import ImageSet
-from vitreous.errors import ConfigError, DataError, UnknownNameError
+from vitreous.errors import ConfigError, DataError, RunError, UnknownNameError
 from vitreous.evaluation import compute_all_metrics, rank_scores, sigmoid, softmax
 from vitreous.figures import draw_corruptions, draw_reliability, draw_robustness, draw_selection
 from vitreous.measurement import (
@@ -350,6 +353,10 @@ def test_calibrate_a_run_again(run, table):
     assert loaded.temperature == 1.0
     again = calibrate_run(loaded)
     assert again.temperature == pytest.approx(run.temperature, rel=1e-6)
+    for temperature in (0, -1.0, "hot", float("inf")):
+        spoiled = dataclasses.replace(run, metrics={"calibration": {"temperature": temperature}})
+        with pytest.raises(RunError, match=r"Expected a temperature above 0 in metrics\.json\. Received: temperature="):
+            _ = spoiled.temperature
     assert again.metrics["test"] == run.metrics["test"]
     assert again.metrics["calibration"]["test"]["after"]["nll"] == pytest.approx(
         run.metrics["calibration"]["test"]["after"]["nll"]
@@ -403,6 +410,27 @@ def test_the_command_line(call, run, tmp_path):
     ):
         code, _, err = call("evaluate", run.path, *arguments)
         assert code == 2 and text in " ".join(err.split())
+
+
+def test_names_are_printed_as_they_are(capsys):
+    """Column and class names that look like markup of the terminal stay text."""
+    rng = np.random.default_rng(0)
+    truth = rng.random((40, 2)) < 0.5
+    logits = rng.standard_normal((40, 2)) + truth
+    names = ("[red]x[/red]", "<b>")
+    calibration = compute_calibration(logits, truth)
+    print_metrics(
+        {
+            "split": "test",
+            **compute_all_metrics(logits, truth, names, num_draws=20),
+            "calibration": {"temperature": 1.0, "before": calibration, "after": calibration},
+            "selection": {"aurc": 0.2, "aurc_best": 0.1, "thresholds": {}},
+            "slices": {"column": "[b]", **measure_slices(logits, truth, np.array(["[i]"] * 40, object), names)},
+        }
+    )
+    out = capsys.readouterr().out
+    for text in ("[red]x[/red]", "<b>", "[b]", "[i]", "no temperature", "all labels right, 95%", "F1 over all labels"):
+        assert text in out
 
 
 # ----- figures

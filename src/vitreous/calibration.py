@@ -334,7 +334,8 @@ def choose_threshold(
 
     Returns:
         `threshold`, and the `coverage` and `accuracy` of the answers at or above it; 0 where all answers together are
-        that accurate, None where no threshold is enough. On other images both will differ: choose on validation images, measure on test images.
+        that accurate, None where no threshold is enough. On other images both will differ: choose on validation
+        images, measure on test images.
     """
     if not 0 < accuracy <= 1:
         raise ConfigError(

@@ -180,10 +180,11 @@ def _create_table(*columns: str) -> "Table":
     """Returns an empty table: the first column to the left, numbers to the right."""
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=box.SIMPLE, pad_edge=False, padding=(0, 1))
     for number, name in enumerate(columns):
-        table.add_column(name, justify="right" if number else "left", overflow="fold")
+        table.add_column(Text(name), justify="right" if number else "left", overflow="fold")
     return table
 
 

@@ -12,6 +12,7 @@ While training goes on, the files lie in a folder beside it whose name ends in `
 
 import csv
 import json
+import math
 import os
 import shutil
 import tomllib
@@ -64,8 +65,17 @@ class Run:
         """What logits are divided by before they become probabilities, above 0; 1.0 where none was fitted.
 
         Fitted on validation images at the end of training, so that a probability of 80% is right in 80% of cases.
+
+        Raises:
+            RunError: If `metrics.json` holds something else.
         """
-        return float(self.metrics.get("calibration", {}).get("temperature", 1.0))
+        temperature = self.metrics.get("calibration", {}).get("temperature", 1.0)
+        if not (isinstance(temperature, int | float) and 0 < temperature < math.inf):
+            raise RunError(
+                f"Cannot use the run {self.path}. Expected a temperature above 0 in metrics.json. "
+                f"Received: temperature={temperature!r}. Fit it anew: vitreous calibrate {self.path}."
+            )
+        return float(temperature)
 
     def check_has_classes(self) -> None:
         """Raises `RunError` for a run that answers nothing: one of `pretrain`."""
