@@ -404,6 +404,7 @@ def test_the_command_line(call, run, tmp_path):
     assert code == 0 and out.startswith("Sure     temperature ") and "reliability.png" in out
     for arguments, text in (
         (("--severities", "high"), "Cannot read --severities. Expected numbers from 1 to 5, with commas."),
+        (("--json", "--tta"), "Expected a file, or - for standard output. Received: json='--tta'."),
         (("--tta", "flop"), "Expected flip, or 2 to 10 views. Received: tta='flop'."),
         (("--plots", image), "Cannot write pictures. Expected a folder."),
         (("--json", tmp_path / "no" / "e.json"), "Pass another --json."),

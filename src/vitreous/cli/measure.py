@@ -32,7 +32,7 @@ def evaluate(
     threshold: float | None = None,
     tta: str | None = None,
     slice_by: str | None = None,
-    json_output: Annotated[Path | None, Parameter(name="--json")] = None,
+    json_output: Annotated[Path | None, Parameter(name="--json", allow_leading_hyphen=True)] = None,
     plots: Path | None = None,
     robustness: Annotated[bool, Parameter(negative=(), group=ROBUSTNESS)] = False,
     corruptions: Annotated[str | None, Parameter(group=ROBUSTNESS)] = None,
@@ -64,7 +64,12 @@ def evaluate(
     """
     from vitreous.training import load_run
 
-    is_piped = json_output is not None and str(json_output) == "-"
+    is_piped = str(json_output) == "-"
+    if json_output is not None and str(json_output).startswith("-") and not is_piped:
+        raise ConfigError(
+            "Cannot write JSON. Expected a file, or - for standard output. "
+            f"Received: json={str(json_output)!r}. Pass --json FILE."
+        )
     if not is_piped:
         check_output(json_output, "--json")
     if plots is not None and plots.exists() and not plots.is_dir():
