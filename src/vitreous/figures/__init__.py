@@ -9,6 +9,7 @@ colour-blind readers tell apart; where a colour says something, a sign or a word
 from vitreous.figures.augmentation import draw_augmentation
 from vitreous.figures.calibration import draw_reliability, draw_selection
 from vitreous.figures.canvas import shorten
+from vitreous.figures.neighbours import draw_neighbours
 from vitreous.figures.patches import GAP, compose_mosaic, draw_patches
 from vitreous.figures.reconstruction import draw_reconstruction
 from vitreous.figures.results import draw_confusion, draw_curves, draw_labels, draw_predictions
@@ -22,6 +23,7 @@ __all__ = [
     "draw_corruptions",
     "draw_curves",
     "draw_labels",
+    "draw_neighbours",
     "draw_patches",
     "draw_predictions",
     "draw_reconstruction",
