@@ -307,10 +307,6 @@ def test_names_cannot_steer_the_terminal(call, digits_run, image, tmp_path):
     (tmp_path / name).write_bytes(b"no image")
     code, _, err = call("predict", digits_run, tmp_path / name)
     assert code == 2 and "\x1b" not in err
-    from vitreous.cli.printing import class_lines
-
-    (_, line) = class_lines({"accuracy": 1.0, "macro_recall": 1.0, "recall": {"a\nb": 1.0}})
-    assert line == "         a\\nb 100.00%"
 
 
 def test_training_leaves_tensorflow_alone(tmp_path):

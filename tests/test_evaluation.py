@@ -418,7 +418,7 @@ def test_names_are_printed_as_they_are(capsys):
     rng = np.random.default_rng(0)
     truth = rng.random((40, 2)) < 0.5
     logits = rng.standard_normal((40, 2)) + truth
-    names = ("[red]x[/red]", "<b>")
+    names = ("[red]x[/red]", "<b>\x1b[31m\n")
     calibration = compute_calibration(logits, truth)
     print_metrics(
         {
@@ -430,8 +430,17 @@ def test_names_are_printed_as_they_are(capsys):
         }
     )
     out = capsys.readouterr().out
-    for text in ("[red]x[/red]", "<b>", "[b]", "[i]", "no temperature", "all labels right, 95%", "F1 over all labels"):
+    for text in (
+        "[red]x[/red]",
+        r"<b>\x1b[31m\n",
+        "[b]",
+        "[i]",
+        "no temperature",
+        "all labels right, 95%",
+        "F1 over all labels",
+    ):
         assert text in out
+    assert "\x1b" not in out
 
 
 # ----- figures
