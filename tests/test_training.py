@@ -42,6 +42,7 @@ FILES = {
     "curves.png",
     "confusion.png",
     "predictions.png",
+    "reliability.png",
     "patches.png",
     "augmented.png",
     "README.md",

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from vitreous.figures import draw_patches
     from vitreous.inspection import inspect
     from vitreous.layers import MLP, PatchEncoder, Patches, SelfAttention, TransformerBlock
+    from vitreous.measurement import evaluate
     from vitreous.model import VisionTransformer, create_model
-    from vitreous.prediction import evaluate, predict
+    from vitreous.prediction import predict
     from vitreous.registry import get_spec, list_models, list_weights
     from vitreous.spec import InputSpec, ModelSpec, ViTConfig, WeightsSource
     from vitreous.training.pretrainer import pretrain
@@ -85,7 +86,7 @@ _HOMES = {
     "find_learning_rate": "vitreous.training.rate_search",
     "tune": "vitreous.training.tuning",
     "load_run": "vitreous.training.run",
-    "evaluate": "vitreous.prediction",
+    "evaluate": "vitreous.measurement",
     "predict": "vitreous.prediction",
     "inspect": "vitreous.inspection",
     "embed": "vitreous.embeddings",

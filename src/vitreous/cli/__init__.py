@@ -9,10 +9,11 @@ from cyclopts import App, CycloptsError, Parameter
 
 from vitreous import __version__
 from vitreous.cli.features import embed, neighbours, probe
+from vitreous.cli.measure import calibrate, evaluate
 from vitreous.cli.tools import convert, models, patches, recipes
 from vitreous.cli.train import draw_augmented, pretrain, train
 from vitreous.cli.tune import find_lr, tune
-from vitreous.cli.use import evaluate, inspect, predict
+from vitreous.cli.use import inspect, predict
 from vitreous.errors import VitreousError
 from vitreous.text import escape_text
 
@@ -32,6 +33,7 @@ _COMMANDS: dict[str, Callable[..., int]] = {
     "find-lr": find_lr,
     "tune": tune,
     "evaluate": evaluate,
+    "calibrate": calibrate,
     "predict": predict,
     "inspect": inspect,
     "embed": embed,

@@ -83,6 +83,7 @@ def train(
         **recipe_changes(options, image_size, optimizer, augment, architecture),
     }
     start_backend(backend)
+    from vitreous.calibration import describe_calibration
     from vitreous.training import train as train_run
     from vitreous.training import train_folds
     from vitreous.training.progress import create_reporter, format_seconds
@@ -102,8 +103,10 @@ def train(
     for split in ("val", "test"):
         if split in run.metrics:
             print(metrics_line(split, run.metrics[split]))
+    if "calibration" in run.metrics:
+        print(f"Sure     {describe_calibration(run.metrics['calibration'])}")
     path = Path(os.path.relpath(run.path)) if run.path.is_relative_to(Path.cwd()) else run.path
-    names = ("curves", "confusion", "labels", "predictions", "patches", "augmented")
+    names = ("curves", "confusion", "labels", "predictions", "reliability", "patches", "augmented")
     pictures = [f"{name}.png" for name in names if (path / f"{name}.png").exists()]
     print(f"Look at  {path}/README.md, {', '.join(pictures)}")
     print(f"Use it   vitreous predict {shlex.quote(str(path))} IMAGE...")
