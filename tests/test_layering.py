@@ -25,7 +25,7 @@ RANKS = (
         "prediction",
         "measurement",
         "inspection",
-        "explain",
+        "explanation",
         "export",
         "engine",
         "embeddings",

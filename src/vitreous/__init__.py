@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from vitreous.data import load_dataset
     from vitreous.embeddings import embed, find_neighbours, probe
     from vitreous.errors import VitreousError
+    from vitreous.explanation import explain
     from vitreous.figures import draw_patches
     from vitreous.inspection import inspect
     from vitreous.layers import MLP, PatchEncoder, Patches, SelfAttention, TransformerBlock
@@ -55,6 +56,7 @@ __all__ = [
     "evaluate",
     "predict",
     "inspect",
+    "explain",
     "embed",
     "find_neighbours",
     "probe",
@@ -89,6 +91,7 @@ _HOMES = {
     "evaluate": "vitreous.measurement",
     "predict": "vitreous.prediction",
     "inspect": "vitreous.inspection",
+    "explain": "vitreous.explanation",
     "embed": "vitreous.embeddings",
     "find_neighbours": "vitreous.embeddings",
     "probe": "vitreous.embeddings",

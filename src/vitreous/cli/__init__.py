@@ -9,6 +9,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 from vitreous import __version__
 from vitreous.cli.features import embed, neighbours, probe
+from vitreous.cli.look import explain
 from vitreous.cli.measure import calibrate, evaluate
 from vitreous.cli.tools import convert, models, patches, recipes
 from vitreous.cli.train import draw_augmented, pretrain, train
@@ -36,6 +37,7 @@ _COMMANDS: dict[str, Callable[..., int]] = {
     "calibrate": calibrate,
     "predict": predict,
     "inspect": inspect,
+    "explain": explain,
     "embed": embed,
     "neighbours": neighbours,
     "probe": probe,
