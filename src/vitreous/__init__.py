@@ -18,13 +18,16 @@ if TYPE_CHECKING:
     from vitreous.figures import draw_patches
     from vitreous.inspection import inspect
     from vitreous.layers import MLP, PatchEncoder, Patches, SelfAttention, TransformerBlock
+    from vitreous.measurement import evaluate
     from vitreous.model import VisionTransformer, create_model
-    from vitreous.prediction import evaluate, predict
+    from vitreous.prediction import predict
     from vitreous.registry import get_spec, list_models, list_weights
     from vitreous.spec import InputSpec, ModelSpec, ViTConfig, WeightsSource
     from vitreous.training.pretrainer import pretrain
+    from vitreous.training.rate_search import find_learning_rate
     from vitreous.training.run import load_run
     from vitreous.training.trainer import train
+    from vitreous.training.tuning import tune
     from vitreous.weights import export_weights, import_weights
 
 __version__ = "0.1.0"
@@ -47,6 +50,8 @@ __all__ = [
     "load_dataset",
     "train",
     "pretrain",
+    "find_learning_rate",
+    "tune",
     "load_run",
     "evaluate",
     "predict",
@@ -80,8 +85,10 @@ _HOMES = {
     "load_dataset": "vitreous.data",
     "train": "vitreous.training.trainer",
     "pretrain": "vitreous.training.pretrainer",
+    "find_learning_rate": "vitreous.training.rate_search",
+    "tune": "vitreous.training.tuning",
     "load_run": "vitreous.training.run",
-    "evaluate": "vitreous.prediction",
+    "evaluate": "vitreous.measurement",
     "predict": "vitreous.prediction",
     "inspect": "vitreous.inspection",
     "explain": "vitreous.explanation",
