@@ -11,12 +11,13 @@ from cyclopts import Group, Parameter
 from vitreous.backend import select_backend
 from vitreous.errors import ConfigError
 from vitreous.spec import AugmentConfig, DataConfig, ViTConfig
-from vitreous.training.recipe import NOT_ARCHITECTURE, MaskedConfig, OptimizerConfig, Recipe
+from vitreous.training.recipe import NOT_ARCHITECTURE, DistillationConfig, MaskedConfig, OptimizerConfig, Recipe
 
 Backend = Literal["jax", "torch", "tensorflow"]
 
-DATA, RECIPE, OPTIMIZER, AUGMENTATION, ARCHITECTURE = (
-    Group.create_ordered(name) for name in ("Data", "Recipe", "Optimizer", "Augmentation", "Architecture")
+DATA, RECIPE, OPTIMIZER, DISTILLATION, AUGMENTATION, ARCHITECTURE = (
+    Group.create_ordered(name)
+    for name in ("Data", "Recipe", "Optimizer", "Distillation", "Augmentation", "Architecture")
 )
 
 
@@ -56,6 +57,7 @@ if typing.TYPE_CHECKING:
     ColumnOptions: typing.TypeAlias = Any
     RecipeOptions: typing.TypeAlias = Any
     OptimizerOptions: typing.TypeAlias = Any
+    DistillationOptions: typing.TypeAlias = Any
     AugmentOptions: typing.TypeAlias = Any
     ArchitectureOptions: typing.TypeAlias = Any
 else:
@@ -69,6 +71,7 @@ else:
     )
     RecipeOptions = _optional(Recipe, "RecipeOptions", without=("image_size", "architecture"))
     OptimizerOptions = _optional(OptimizerConfig, "OptimizerOptions")
+    DistillationOptions = _optional(DistillationConfig, "DistillationOptions")
     AugmentOptions = _optional(AugmentConfig, "AugmentOptions")
     ArchitectureOptions = _optional(ViTConfig, "ArchitectureOptions", without=NOT_ARCHITECTURE)
 
