@@ -134,15 +134,12 @@ class DistillationLoss:
         return temperature**2 * ops.sum(ops.exp(wanted) * (wanted - ops.log_softmax(logits, axis=-1)), axis=-1)
 
 
-def load_teacher(
-    source: str | Path, dataset: Dataset, *, split: dict[str, Any], num_channels: int, dtype: Any, reporter: Reporter
-) -> Teacher:
+def load_teacher(source: str | Path, dataset: Dataset, *, num_channels: int, dtype: Any, reporter: Reporter) -> Teacher:
     """Loads a teacher for a data set.
 
     Args:
         source: A run folder, or weights as `import_weights` takes them.
         dataset: What the student learns: the teacher must have its classes, which are matched by name.
-        split: How the data set was split, to tell a teacher that may have learnt the student's test images.
         num_channels: Of the student's images.
         dtype: Keras dtype or policy to compute in.
         reporter: Where it is said what the teacher is.
@@ -157,7 +154,7 @@ def load_teacher(
     run = load_run(folder) if (folder / "config.toml").is_file() else None
     if run is not None:
         run.check_has_classes()
-        _check_run(run, source, dataset, split, reporter)
+        _check_run(run, source, dataset, reporter)
     report = import_weights(source, dtype=dtype)
     names = run.class_names if run is not None else report.class_names
     order = _match_classes(str(source), names, report.model.config.num_classes, dataset.class_names, reporter)
@@ -175,7 +172,7 @@ def load_teacher(
     return Teacher(report.model, spec, order, name=str(source))
 
 
-def _check_run(run: Run, source: str | Path, dataset: Dataset, split: dict[str, Any], reporter: Reporter) -> None:
+def _check_run(run: Run, source: str | Path, dataset: Dataset, reporter: Reporter) -> None:
     """Refuses a run for the other kind of labels, and warns of one that may know the test images."""
     kinds = {False: "one label an image", True: "several labels an image"}
     if run.is_multi_label != dataset.is_multi_label:
@@ -183,10 +180,11 @@ def _check_run(run: Run, source: str | Path, dataset: Dataset, split: dict[str, 
             f"Cannot learn from the teacher {source}. Expected one that was trained on images with "
             f"{kinds[dataset.is_multi_label]}. Received: {kinds[run.is_multi_label]}. Pass another teacher."
         )
-    if run.config["data"]["fingerprint"] == dataset.fingerprint and run.config["data"]["split"] != split:
+    data = run.config["data"]
+    if data["name"] == dataset.name and data["fingerprint"] != dataset.fingerprint:
         reporter.warn(
-            f"The teacher {source} was trained on these images with another seed or split, so it may have seen images "
-            "that this run is tested on. For an honest test, train both with the same."
+            f"The teacher {source} was trained on {dataset.name} with other splits, or other images: it may have seen "
+            "some that this run is tested on. For an honest test, train both on the same images, with the same seed."
         )
 
 

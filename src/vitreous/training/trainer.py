@@ -115,7 +115,7 @@ def train(
     loss: Loss | DistillationLoss = labels_loss
     if teacher is not None:
         channels = spec.config.num_channels
-        asked = load_teacher(teacher, dataset, split=split, num_channels=channels, dtype=policy, reporter=reporter)
+        asked = load_teacher(teacher, dataset, num_channels=channels, dtype=policy, reporter=reporter)
         loss = DistillationLoss(labels_loss, settled.distillation, asked)
     writer = RunWriter(out or free_path(dataset.name), overwrite=overwrite)
     with Interrupt() as interrupt:
