@@ -1,6 +1,8 @@
 """Shared by all tests: the backend is settled before anything imports Keras."""
 
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -8,9 +10,23 @@ import pytest
 os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ.setdefault("VITREOUS_COMPILE_CACHE", "off")  # what a test compiles is its own
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# jax compiles what two tests have in common once: the workers, and the processes that tests start, share a folder.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _COMPILED: str | None = tempfile.mkdtemp(prefix="vitreous-tests-jax-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+else:
+    _COMPILED = None  # someone else's: a worker's is the main process's
 # Processes that tests start find the package too, installed or not.
 _SOURCE = str(Path(__file__).parents[1] / "src")
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [_SOURCE, os.environ.get("PYTHONPATH")]))
+
+
+def pytest_unconfigure():
+    """Removes the folder that this process made."""
+    if _COMPILED is not None:
+        shutil.rmtree(_COMPILED, ignore_errors=True)
 
 
 @pytest.fixture
