@@ -169,7 +169,7 @@ def load_teacher(source: str | Path, dataset: Dataset, *, num_channels: int, dty
         f"Teacher  {source}: {report.model.name}, {count_parameters(report.model.config) / 1e6:.2f}M parameters, "
         f"{height}x{width} pixels"
     )
-    return Teacher(report.model, spec, order, name=str(source))
+    return Teacher(report.model, spec, order, name=str(path.resolve() if path.exists() else source))
 
 
 def _check_run(run: Run, source: str | Path, dataset: Dataset, reporter: Reporter) -> None:
