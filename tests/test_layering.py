@@ -21,7 +21,7 @@ RANKS = (
     {"model", "data"},
     {"evaluation", "label_errors", "figures", "weights", "calibration"},
     {"training"},
-    {"prediction", "inspection", "explain", "export", "engine"},  # these read what training leaves
+    {"prediction", "inspection", "explain", "export", "engine", "embeddings"},  # these read what training leaves
     {"report"},
     {"server"},
     {"cli"},

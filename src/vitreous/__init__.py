@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vitreous.data import load_dataset
+    from vitreous.embeddings import embed, find_neighbours, probe
     from vitreous.errors import VitreousError
     from vitreous.figures import draw_patches
     from vitreous.inspection import inspect
@@ -49,6 +50,9 @@ __all__ = [
     "evaluate",
     "predict",
     "inspect",
+    "embed",
+    "find_neighbours",
+    "probe",
     "draw_patches",
     "import_weights",
     "export_weights",
@@ -78,6 +82,9 @@ _HOMES = {
     "evaluate": "vitreous.prediction",
     "predict": "vitreous.prediction",
     "inspect": "vitreous.inspection",
+    "embed": "vitreous.embeddings",
+    "find_neighbours": "vitreous.embeddings",
+    "probe": "vitreous.embeddings",
     "draw_patches": "vitreous.figures",
     "import_weights": "vitreous.weights",
     "export_weights": "vitreous.weights",

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from cyclopts import App, CycloptsError, Parameter
 
 from vitreous import __version__
+from vitreous.cli.features import embed, neighbours, probe
 from vitreous.cli.tools import convert, models, patches, recipes
 from vitreous.cli.train import draw_augmented, pretrain, train
 from vitreous.cli.use import evaluate, inspect, predict
@@ -30,6 +31,9 @@ _COMMANDS: dict[str, Callable[..., int]] = {
     "evaluate": evaluate,
     "predict": predict,
     "inspect": inspect,
+    "embed": embed,
+    "neighbours": neighbours,
+    "probe": probe,
     "patches": patches,
     "augment": draw_augmented,
     "convert": convert,
