@@ -106,30 +106,34 @@ def write_with_tensorflow(model: Any, spec: InputSpec, job: dict[str, Any], imag
 
     from vitreous.model import normalize_images
 
-    class Module(tf.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
+    signature = [tf.TensorSpec((job["batch_size"], *images.shape[1:]), tf.uint8, name=INPUT)]
 
-        @tf.function(input_signature=[tf.TensorSpec((job["batch_size"], *images.shape[1:]), tf.uint8, name=INPUT)])
-        def __call__(self, images: Any) -> dict[str, Any]:
-            logits = model(normalize_images(images, spec), training=False)
-            scaled = logits / job["temperature"]
-            shares = tf.sigmoid(scaled) if job["is_multi_label"] else tf.nn.softmax(scaled)
-            return {LOGITS: logits, PROBABILITIES: shares}
+    def answer(logits: Any) -> dict[str, Any]:
+        scaled = logits / job["temperature"]
+        shares = tf.sigmoid(scaled) if job["is_multi_label"] else tf.nn.softmax(scaled)
+        return {LOGITS: logits, PROBABILITIES: shares}
 
-    module = Module()
+    def trace(compute: Any, **attributes: Any) -> tuple[Any, Any]:
+        module = tf.Module()
+        for name, value in attributes.items():
+            setattr(module, name, value)
+        module.compute = tf.function(
+            lambda images: answer(compute(normalize_images(images, spec))), input_signature=signature
+        )
+        return module, module.compute.get_concrete_function()
+
     outputs = job["outputs"]
     if path := outputs.get("saved_model"):
-        tf.saved_model.save(module, path, signatures=module.__call__.get_concrete_function())
+        module, function = trace(lambda images: model(images, training=False), model=model)
+        tf.saved_model.save(module, path, signatures=function)
         loaded = tf.saved_model.load(path).signatures["serving_default"]
         _write_answers("saved_model", job, images, lambda batch: loaded(**{INPUT: tf.constant(batch)}))
     if path := outputs.get("litert"):
-        source = outputs.get("saved_model")
-        if source is None:
-            source = str(Path(job["folder"]) / "saved_model")
-            tf.saved_model.save(module, source, signatures=module.__call__.get_concrete_function())
-        converter = tf.lite.TFLiteConverter.from_saved_model(source)
+        # Weights as constants: the converter makes of variables what LiteRT then finds empty, and answers NaN.
+        weights = [tf.constant(v.numpy()) for v in model.trainable_variables]
+        other = [tf.constant(v.numpy()) for v in model.non_trainable_variables]
+        module, function = trace(lambda images: model.stateless_call(weights, other, images, training=False)[0])
+        converter = tf.lite.TFLiteConverter.from_concrete_functions([function], module)
         if job["precision"] == "fp16":
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
             converter.target_spec.supported_types = [tf.float16]

@@ -515,9 +515,7 @@ class _Builder:
         weights = graph.reshape(graph.add("Softmax", scores, axis=-1), -1, heads, 1, config.num_patches)
         value = graph.reshape(graph.dense(x, kernel[:, dim:], bias[dim:]), -1, config.num_patches, heads, head_dim)
         pooled = graph.reshape(graph.add("MatMul", weights, graph.transpose(value, 0, 2, 1, 3)), -1, 1, dim)
-        pooled = graph.dense(
-            pooled, graph.weight(f"{path}/projection/kernel"), graph.weight(f"{path}/projection/bias")
-        )
+        pooled = graph.dense(pooled, graph.weight(f"{path}/projection/kernel"), graph.weight(f"{path}/projection/bias"))
         return graph.reshape(graph.add("Add", pooled, self.pool_mlp(pooled)), -1, dim)
 
     def pool_mlp(self, x: str) -> str:

@@ -12,19 +12,10 @@ from vitreous.errors import MissingDependencyError
 from vitreous.export.graph import INPUT
 from vitreous.export.parity import CheckImages
 from vitreous.export.record import KEY, ExportRecord
+from vitreous.export.runtimes import import_openvino
 
 HINTS = {"fp32": "f32", "fp16": "f32", "bf16": "bf16", "int8": "bf16"}
 """What OpenVINO computes in. fp16 is how the weights are stored; in int8, bf16 is for what is not quantised."""
-
-
-def import_openvino() -> Any:
-    """Returns the package openvino, or raises `MissingDependencyError`. It reports nothing to anybody."""
-    os.environ.setdefault("OPENVINO_TELEMETRY_OPT_OUT", "1")
-    try:
-        import openvino
-    except ImportError as error:
-        raise MissingDependencyError("openvino", "openvino", "An export to OpenVINO") from error
-    return openvino
 
 
 def convert_to_openvino(model: Any) -> Any:
@@ -51,6 +42,7 @@ def quantize_openvino(model: Any, images: CheckImages) -> Any:
     Source: NNCF's post-training quantisation, https://github.com/openvinotoolkit/nncf, with its settings for
     transformers.
     """
+    os.environ.setdefault("NNCF_CI", "1")  # else it sends a note on each call to Intel
     with _quiet():
         try:
             import nncf

@@ -1,6 +1,6 @@
 """Exported files in their own runtimes: uint8 images in, logits and probabilities out. None of them needs Keras."""
 
-import os
+import sys
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
@@ -77,11 +77,7 @@ class OpenVINORuntime(Runtime):
     def __init__(
         self, path: Path, record: ExportRecord, num_threads: int, cache_dir: Path | None, *, is_latency: bool = False
     ):
-        os.environ.setdefault("OPENVINO_TELEMETRY_OPT_OUT", "1")
-        try:
-            import openvino
-        except ImportError as error:
-            raise MissingDependencyError("openvino", "openvino", f"Prediction with {path.name}") from error
+        openvino = import_openvino()
         super().__init__(f"OpenVINO {openvino.__version__.split('-')[0]}, {record.precision}")
         self.num_streams = 1 if is_latency else num_threads
         options: dict[str, Any] = {
@@ -153,6 +149,28 @@ class LiteRTRuntime(Runtime):
         with self.lock:
             outputs = self.runner(**{INPUT: images})
             return np.array(outputs[LOGITS]), np.array(outputs[PROBABILITIES])
+
+
+def import_openvino() -> Any:
+    """Returns the package openvino.
+
+    It is imported without openvino_telemetry, which it can do without: that would tell Google Analytics of the import
+    in a process forked from this one, and take as long as the rest of the import.
+
+    Raises:
+        MissingDependencyError: If it is not installed.
+    """
+    is_first = "openvino_telemetry" not in sys.modules
+    if is_first:
+        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # an ImportError for who asks
+    try:
+        import openvino
+    except ImportError as error:
+        raise MissingDependencyError("openvino", "openvino", "OpenVINO") from error
+    finally:
+        if is_first:
+            del sys.modules["openvino_telemetry"]
+    return openvino
 
 
 def _cannot_load(path: Path, error: Exception) -> ExportError:

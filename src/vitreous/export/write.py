@@ -20,7 +20,6 @@ from vitreous.export.onnx_files import quantize_onnx, save_onnx
 from vitreous.export.openvino_files import (
     HINTS,
     convert_to_openvino,
-    import_openvino,
     quantize_openvino,
     save_openvino,
 )
@@ -34,7 +33,7 @@ from vitreous.export.record import (
     find_format,
     metadata_path,
 )
-from vitreous.export.runtimes import load_runtime
+from vitreous.export.runtimes import import_openvino, load_runtime
 from vitreous.spec import check, check_minimum
 from vitreous.training import Run, load_run
 
@@ -112,7 +111,7 @@ def export_model(
             (OpenVINO: computed in it, weights stored in fp16); `"int8"` (ONNX, OpenVINO: calibrated on labelled
             images).
         batch_size: Images in a batch. Default: any number.
-        out: Where to write. Default: `export/NAME-PRECISION` in the run's folder.
+        out: Where to write. Default: `export/NAME-FORMAT-PRECISION` in the run's folder.
         data: Labelled images for the check, a source as for `load_dataset`. Default: the run's validation images.
         max_drop: How many points (percent) of accuracy int8 may cost.
         bundle: Whether to write a zip too: the model, its metadata, an image with its answer, and a script that
@@ -280,7 +279,7 @@ def _target(run: Run, format: str, precision: str, out: str | Path | None) -> Pa
     """Returns where an export goes, if it may."""
     suffix = FORMATS[format][0]
     if out is None:
-        return run.path / "export" / f"{run.path.name}-{precision}{suffix or '-saved_model'}"
+        return run.path / "export" / f"{run.path.name}-{format}-{precision}{suffix}"
     path = Path(out)
     if path.suffix != suffix:
         expected = f"a path that ends in {suffix}" if suffix else "the path of a folder, without a suffix"
@@ -328,5 +327,3 @@ def _move(partial: Path, target: Path) -> dict[str, Path]:
         return {f"{target.name}/{p.relative_to(target)}": p for p in sorted(target.rglob("*")) if p.is_file()}
     files = [target, target.with_suffix(".bin")] if target.suffix == ".xml" else [target]
     return {path.name: path for path in files}
-
-
