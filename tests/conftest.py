@@ -1,6 +1,9 @@
 """Shared by all tests: the backend is settled before anything imports Keras."""
 
+import atexit
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -8,6 +11,9 @@ import pytest
 os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ.setdefault("VITREOUS_COMPILE_CACHE", "off")  # what a test compiles is its own
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+if "VITREOUS_ENGINE_CACHE" not in os.environ:  # nor does prediction leave anything, though tests share it
+    os.environ["VITREOUS_ENGINE_CACHE"] = tempfile.mkdtemp(prefix="vitreous-engine-")
+    atexit.register(shutil.rmtree, os.environ["VITREOUS_ENGINE_CACHE"], ignore_errors=True)
 # Processes that tests start find the package too, installed or not.
 _SOURCE = str(Path(__file__).parents[1] / "src")
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [_SOURCE, os.environ.get("PYTHONPATH")]))

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vitreous.data import load_dataset
+    from vitreous.engine import Engine
     from vitreous.errors import VitreousError
+    from vitreous.export.write import export_model
     from vitreous.figures import draw_patches
     from vitreous.inspection import inspect
     from vitreous.layers import MLP, PatchEncoder, Patches, SelfAttention, TransformerBlock
@@ -48,6 +50,8 @@ __all__ = [
     "load_run",
     "evaluate",
     "predict",
+    "Engine",
+    "export_model",
     "inspect",
     "draw_patches",
     "import_weights",
@@ -77,6 +81,8 @@ _HOMES = {
     "load_run": "vitreous.training.run",
     "evaluate": "vitreous.prediction",
     "predict": "vitreous.prediction",
+    "Engine": "vitreous.engine",
+    "export_model": "vitreous.export.write",
     "inspect": "vitreous.inspection",
     "draw_patches": "vitreous.figures",
     "import_weights": "vitreous.weights",

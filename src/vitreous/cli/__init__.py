@@ -10,7 +10,7 @@ from cyclopts import App, CycloptsError, Parameter
 from vitreous import __version__
 from vitreous.cli.tools import convert, models, patches, recipes
 from vitreous.cli.train import draw_augmented, pretrain, train
-from vitreous.cli.use import evaluate, inspect, predict
+from vitreous.cli.use import evaluate, export, inspect, predict
 from vitreous.errors import VitreousError
 from vitreous.text import escape_text
 
@@ -29,6 +29,7 @@ _COMMANDS: dict[str, Callable[..., int]] = {
     "pretrain": pretrain,
     "evaluate": evaluate,
     "predict": predict,
+    "export": export,
     "inspect": inspect,
     "patches": patches,
     "augment": draw_augmented,

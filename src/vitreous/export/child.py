@@ -177,8 +177,8 @@ def _write_answers(format: str, job: dict[str, Any], images: np.ndarray, infer: 
             padded = np.concatenate([batch, np.zeros((size - len(batch), *batch.shape[1:]), "uint8")])
         outputs = infer(padded)
         parts.append({name: outputs[name].numpy()[: len(batch)] for name in (LOGITS, PROBABILITIES)})
-    arrays = {name: np.concatenate([part[name] for part in parts]) for name in (LOGITS, PROBABILITIES)}
-    np.savez(Path(job["folder"]) / f"{format}.npz", **arrays)
+    logits, probabilities = (np.concatenate([part[name] for part in parts]) for name in (LOGITS, PROBABILITIES))
+    np.savez(Path(job["folder"]) / f"{format}.npz", logits=logits, probabilities=probabilities)
 
 
 def main(job_path: str) -> None:

@@ -358,7 +358,7 @@ class _Builder:
         return self.norm(x, f"{path}/norm", self.config.norm) if is_normed else x
 
     def leave(self, x: str, path: str, dense: str, has_bias: bool) -> str:
-        """Adds the last dense layer of a branch, with LayerScale worked into it, and a norm after it if there is one."""
+        """Adds a branch's last dense layer, with LayerScale worked into it, and the norm after it if there is one."""
         graph, config = self.graph, self.config
         scale = graph.weight(f"{path}/layer_scale") if config.layer_scale else 1.0
         kernel = graph.weight(f"{path}/{dense}/kernel")

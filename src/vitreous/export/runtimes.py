@@ -59,6 +59,7 @@ class OnnxRuntime(Runtime):
         super().__init__(f"onnxruntime {onnxruntime.__version__}, {self.record.precision}")
 
     def __call__(self, images: np.ndarray) -> Outputs:
+        """Returns logits and probabilities."""
         logits, probabilities = self.session.run([LOGITS, PROBABILITIES], {INPUT: images})
         return logits, probabilities
 
@@ -97,6 +98,7 @@ class OpenVINORuntime(Runtime):
         self._of_thread = threading.local()
 
     def __call__(self, images: np.ndarray) -> Outputs:
+        """Returns logits and probabilities; each thread has a request of its own."""
         if not hasattr(self._of_thread, "request"):
             self._of_thread.request = self.model.create_infer_request()
         self._of_thread.request.infer({INPUT: images}, share_inputs=True)
@@ -146,6 +148,7 @@ class LiteRTRuntime(Runtime):
         self.lock = threading.Lock()
 
     def __call__(self, images: np.ndarray) -> Outputs:
+        """Returns logits and probabilities."""
         with self.lock:
             outputs = self.runner(**{INPUT: images})
             return np.array(outputs[LOGITS]), np.array(outputs[PROBABILITIES])

@@ -138,7 +138,13 @@ def export_model(
     say = on_message or (lambda text: None)
     say(f"Reading the images for the check of {run.path.name}")
     images = collect_images(run, data=data, need_labels=precision == "int8")
-    record = ExportRecord(
+    record = create_record(run, format, precision, batch_size)
+    return write_export(run, target, record, images, max_drop=max_drop, bundle=bundle, say=say)
+
+
+def create_record(run: Run, format: Format, precision: ExportPrecision, batch_size: int | None = None) -> ExportRecord:
+    """Returns the metadata of an export of a run, without what the check will find."""
+    return ExportRecord(
         format=format,
         precision=precision,
         class_names=run.class_names,
@@ -150,7 +156,6 @@ def export_model(
         run=run.path.name,
         versions=_versions(format),
     )
-    return write_export(run, target, record, images, max_drop=max_drop, bundle=bundle, say=say)
 
 
 def write_export(
