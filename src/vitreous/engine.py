@@ -131,7 +131,13 @@ class Engine:
     ):
         say = on_message or (lambda text: None)
         self.num_threads = num_threads or count_cores()
-        options: dict[str, Any] = {"num_threads": self.num_threads, "is_latency": is_latency}
+        cache = _cache_folder(say)
+        compiled = None if cache is None else cache / "openvino"
+        options: dict[str, Any] = {
+            "num_threads": self.num_threads,
+            "is_latency": is_latency,
+            "cache_dir": compiled,
+        }
         self.runtime: Runtime
         if not isinstance(path, Run) and find_format(Path(path)):
             if precision or backend:
@@ -140,7 +146,7 @@ class Engine:
                     f"Cannot predict with {path}. Expected no precision and no backend: an export has its own. "
                     f"Received: {received}. Export the run in that precision, or pass the run."
                 )
-            self.runtime, record = load_runtime(path, cache_dir=_cache_folder("openvino"), **options)
+            self.runtime, record = load_runtime(path, **options)
         else:
             run = path if isinstance(path, Run) else load_run(path)
             run.check_has_classes()
@@ -151,8 +157,8 @@ class Engine:
                 )
             why = _why_keras(backend)
             if why is None:
-                file, self._temporary = _find_export(run, precision or "fp32", say)
-                self.runtime, record = load_runtime(file, cache_dir=_cache_folder("openvino"), **options)
+                file, self._temporary = _find_export(run, precision or "fp32", cache, say)
+                self.runtime, record = load_runtime(file, **options)
             else:
                 if precision == "bf16":
                     raise ConfigError(
@@ -397,8 +403,8 @@ def _why_keras(backend: str | None) -> str | None:
     return f"not installed: {' and '.join(missing)}, which would be faster: vitreous[openvino]" if missing else None
 
 
-def _cache_folder(name: str) -> Path | None:
-    """Returns a folder in the engine's cache; None if it is off.
+def _cache_folder(say: Callable[[str], None]) -> Path | None:
+    """Returns the folder of what is kept from start to start; None if it is off, or cannot be written.
 
     The environment variable `VITREOUS_ENGINE_CACHE` names another folder than `~/.cache/vitreous` (below
     `XDG_CACHE_HOME` where that is set), or is `off`. Nothing is ever deleted.
@@ -407,11 +413,17 @@ def _cache_folder(name: str) -> Path | None:
     if chosen.lower() == "off":
         return None
     caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return (Path(chosen) if chosen else caches / "vitreous") / name
+    folder = Path(chosen) if chosen else caches / "vitreous"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        say(f"Engine   cannot keep anything in {folder}: {error.strerror or error}")
+        return None
+    return folder
 
 
 def _find_export(
-    run: Run, precision: ExportPrecision, say: Callable[[str], None]
+    run: Run, precision: ExportPrecision, cache: Path | None, say: Callable[[str], None]
 ) -> tuple[Path, "tempfile.TemporaryDirectory[str] | None"]:
     """Returns the OpenVINO export of a run in the cache, written if it is not there; or one in a temporary folder."""
     from vitreous.export.parity import CheckImages, generate_images
@@ -422,17 +434,10 @@ def _find_export(
     with (run.path / "model.keras").open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
-    cache, temporary = _cache_folder("exports"), None
-    folder = None if cache is None else cache / digest.hexdigest()[:24]
-    if folder is not None and not (folder / "model.xml").is_file():
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            say(f"Engine   cannot keep the export in {cache}: {error.strerror or error}")
-            folder = None
-    if folder is None:
+    temporary = None
+    if cache is None:
         temporary = tempfile.TemporaryDirectory(prefix="vitreous-", ignore_cleanup_errors=True)
-        folder = Path(temporary.name)
+    folder = Path(temporary.name) if temporary else cache / "exports" / digest.hexdigest()[:24]  # type: ignore[operator]
     path = folder / "model.xml"
     if not path.is_file():
         say(f"Engine   exports {run.path.name} to OpenVINO in {precision}, once")
