@@ -10,7 +10,7 @@ from vitreous.errors import ConfigError, WeightsError
 from vitreous.evaluation import sigmoid, softmax
 from vitreous.export.graph import build_graph
 from vitreous.export.runtimes import import_openvino
-from vitreous.model import VisionTransformer, normalize_images
+from vitreous.model import VisionTransformer, create_predict_function
 from vitreous.spec import InputSpec, ViTConfig
 from vitreous.weights import import_weights
 from vitreous.weights.load import variables
@@ -24,24 +24,58 @@ BASE = {
     "mlp_dim": 24,
     "num_classes": 5,
 }
-KINDS = {
-    "shifted": {"stem": "shifted"},
-    "shifted, overlap": {"stem": "shifted", "patch_strides": 4},
-    "convolution": {"stem": "convolution", "use_class_token": False, "pooling": "mean", "image_size": (16, 24)},
-    "overlap": {"patch_strides": 4},
-    "same": {"patch_strides": 5, "patch_padding": "same", "image_size": (15, 18)},
-    "local attention": {"use_local_attention": True},
-    "local attention, qk-norm, rope": {"use_local_attention": True, "use_qk_norm": True, "rope": "eva"},
-    "parallel": {"num_parallel": 2},
-    "post-norm": {"norm_position": "post", "layer_scale": 0.1},
-    "RMS, qk-norm, rope": {"norm": "rms", "use_qk_norm": True, "rope": "dinov3", "image_size": 32},
-    "MAP, SwiGLU, post-norm": {"pooling": "map", "mlp": "swiglu", "norm_position": "post", "use_mlp_norm": True},
-    "class and mean": {"pooling": "class_mean", "final_norm": "pooled"},
-    "distillation": {"use_distillation_token": True, "use_distillation_head": True, "final_norm": "pooled"},
-    "quick GELU": {"activation": "quick_gelu", "use_attention_norm": True, "use_pre_norm": True},
-    "no key bias": {"use_key_bias": False, "activation": "silu", "position": "sincos", "final_norm": "none"},
-    "registers": {"num_registers": 2, "position_tokens": "class", "rope": "eva", "rope_reference_grid": (3, 3)},
-    "grey": {"num_channels": 1, "position": "none", "use_class_token": False, "pooling": "mean"},
+KINDS = {  # each has several things that no reference model has
+    "shifted stem with overlap, local attention, parallel branches": {
+        "stem": "shifted",
+        "patch_strides": 4,
+        "use_local_attention": True,
+        "num_parallel": 2,
+    },
+    "convolutional stem, RMS, qk-norm, rope": {
+        "stem": "convolution",
+        "image_size": (16, 24),
+        "use_class_token": False,
+        "pooling": "mean",
+        "norm": "rms",
+        "use_qk_norm": True,
+        "rope": "dinov3",
+    },
+    "zeros around, post-norm, MAP, SwiGLU": {
+        "patch_strides": 5,
+        "patch_padding": "same",
+        "image_size": (15, 18),
+        "norm_position": "post",
+        "layer_scale": 0.1,
+        "pooling": "map",
+        "mlp": "swiglu",
+        "use_mlp_norm": True,
+    },
+    "overlap, two heads, quick GELU": {
+        "patch_strides": 4,
+        "use_distillation_token": True,
+        "use_distillation_head": True,
+        "final_norm": "pooled",
+        "activation": "quick_gelu",
+        "use_attention_norm": True,
+        "use_pre_norm": True,
+    },
+    "local attention, qk-norm, rope, registers, silu": {
+        "use_local_attention": True,
+        "use_qk_norm": True,
+        "rope": "eva",
+        "rope_reference_grid": (3, 3),
+        "num_registers": 2,
+        "position_tokens": "class",
+        "use_key_bias": False,
+        "activation": "silu",
+    },
+    "grey, fixed positions, class and mean": {
+        "num_channels": 1,
+        "position": "sincos",
+        "pooling": "class_mean",
+        "final_norm": "pooled",
+        "activation": "gelu_tanh",
+    },
 }
 
 
@@ -65,7 +99,7 @@ def compare(model, **options):
     mean, std = (0.4, 0.5, 0.6)[:channels], (0.2, 0.25, 0.3)[:channels]
     spec = InputSpec(image_size=config.image_size, num_channels=channels, mean=mean, std=std)
     images = np.random.default_rng(1).integers(0, 256, (3, *config.image_size, channels)).astype("uint8")
-    expected = keras.ops.convert_to_numpy(model(normalize_images(images, spec)))
+    expected = create_predict_function(model, spec)(images)
     graph = build_graph(config, weights_of(model), spec, temperature=1.7, **options)
     data = graph.SerializeToString()
     logits, shares = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"]).run(

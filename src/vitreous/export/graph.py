@@ -340,9 +340,9 @@ class _Builder:
     def block(self, x: str, path: str, num_kept: int | None) -> str:
         """Adds a transformer block; with `num_kept`, only the first tokens leave it."""
         graph = self.graph
+        graph.scope(f"{path}/attention")
         kept = x if num_kept is None else graph.slice(x, 0, num_kept, 1)
         names = ["", *(f"_{i}" for i in range(1, self.config.num_parallel))]
-        graph.scope(f"{path}/attention")
         branches = [self.attention(x, f"{path}/attention{name}", num_kept) for name in names]
         for branch in branches:
             kept = graph.add("Add", kept, branch)
