@@ -10,8 +10,8 @@ import tracemalloc
 import numpy as np
 import pytest
 from PIL import Image
+from run_folder import make_run
 
-import vitreous
 from vitreous import engine as engine_module
 from vitreous.data import decode_image, resize_image
 from vitreous.engine import Engine, Prediction
@@ -19,12 +19,15 @@ from vitreous.errors import ConfigError, ImageError, MissingPathError, RunError
 from vitreous.evaluation import softmax
 from vitreous.export import export_model
 from vitreous.model import create_predict_function
-from vitreous.training import load_run
+from vitreous.spec import ViTConfig
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return load_run(vitreous.train("digits", out=tmp_path_factory.mktemp("runs") / "digits", epochs=1).path)
+    config = ViTConfig(
+        image_size=8, patch_size=4, num_channels=1, projection_dim=16, num_blocks=1, num_heads=2, num_classes=10
+    )
+    return make_run(tmp_path_factory.mktemp("runs") / "digits", config, [str(k) for k in range(10)])
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from unittest import mock
 import numpy as np
 import pytest
 from PIL import Image
+from run_folder import make_run
 
 import vitreous
 from vitreous.data import decode_image, resize_image
@@ -21,10 +22,7 @@ from vitreous.export.parity import CheckImages, collect_images, compare, generat
 from vitreous.export.reference import prepare_image
 from vitreous.export.write import create_record, write_export
 from vitreous.model import create_predict_function
-from vitreous.spec import InputSpec
-from vitreous.training import load_run
-
-SMALL = {"model": "vit_pico_patch4_32", "image_size": (16, 16), "batch_size": 8, "num_channels": 3}
+from vitreous.spec import InputSpec, ViTConfig
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +41,8 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(folder, tmp_path_factory):
-    return load_run(vitreous.train(folder, out=tmp_path_factory.mktemp("runs") / "colours", epochs=3, **SMALL).path)
+    config = ViTConfig(image_size=16, patch_size=8, projection_dim=16, num_blocks=1, num_heads=2, num_classes=3)
+    return make_run(tmp_path_factory.mktemp("runs") / "colours", config, ("blue", "green", "red"), folder)
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vitreous.data import load_dataset
+    from vitreous.embeddings import embed, find_neighbours, probe
     from vitreous.engine import Engine
     from vitreous.errors import VitreousError
     from vitreous.export.write import export_model
@@ -53,6 +54,9 @@ __all__ = [
     "Engine",
     "export_model",
     "inspect",
+    "embed",
+    "find_neighbours",
+    "probe",
     "draw_patches",
     "import_weights",
     "export_weights",
@@ -84,6 +88,9 @@ _HOMES = {
     "Engine": "vitreous.engine",
     "export_model": "vitreous.export.write",
     "inspect": "vitreous.inspection",
+    "embed": "vitreous.embeddings",
+    "find_neighbours": "vitreous.embeddings",
+    "probe": "vitreous.embeddings",
     "draw_patches": "vitreous.figures",
     "import_weights": "vitreous.weights",
     "export_weights": "vitreous.weights",

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from cyclopts import App, CycloptsError, Parameter
 
 from vitreous import __version__
+from vitreous.cli.features import embed, neighbours, probe
 from vitreous.cli.tools import convert, models, patches, recipes
 from vitreous.cli.train import draw_augmented, pretrain, train
 from vitreous.cli.use import evaluate, export, inspect, predict
@@ -31,6 +32,9 @@ _COMMANDS: dict[str, Callable[..., int]] = {
     "predict": predict,
     "export": export,
     "inspect": inspect,
+    "embed": embed,
+    "neighbours": neighbours,
+    "probe": probe,
     "patches": patches,
     "augment": draw_augmented,
     "convert": convert,

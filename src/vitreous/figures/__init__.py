@@ -7,6 +7,7 @@ colour-blind readers tell apart; where a colour says something, a sign or a word
 
 from vitreous.figures.augmentation import draw_augmentation
 from vitreous.figures.canvas import shorten
+from vitreous.figures.neighbours import draw_neighbours
 from vitreous.figures.patches import GAP, compose_mosaic, draw_patches
 from vitreous.figures.reconstruction import draw_reconstruction
 from vitreous.figures.results import draw_confusion, draw_curves, draw_labels, draw_predictions
@@ -18,6 +19,7 @@ __all__ = [
     "draw_confusion",
     "draw_curves",
     "draw_labels",
+    "draw_neighbours",
     "draw_patches",
     "draw_predictions",
     "draw_reconstruction",

@@ -98,7 +98,7 @@ def pretrain(
     reporter, masked = reporter or Reporter(), masked or MaskedConfig()
     split, changes = split_options(data, seed, changes)
     dataset = _unlabelled(data, split, seed)
-    recipe_name, settled = settle_recipe(recipe, dataset, {})
+    recipe_name, settled = settle_recipe(recipe, dataset, changes)
     settled = settled.merge(_CHANGES).merge({key: value for key, value in changes.items() if value is not None})
     spec = get_spec(
         settled.model,
