@@ -254,9 +254,11 @@ def _write(
 
         return *answers[record.format], save_beside
 
+    import keras
+
     from vitreous.weights.load import variables
 
-    weights = {path: np.asarray(v) for path, v in variables(model).items() if v.trainable}
+    weights = {path: keras.ops.convert_to_numpy(v) for path, v in variables(model).items()}
     is_onnx = record.format == "onnx"
     graph: Any = build_graph(
         model.config,
