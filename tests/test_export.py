@@ -96,7 +96,8 @@ def test_temperature_is_inside(run, keras_logits, tmp_path):
 @pytest.mark.parametrize("format", ["onnx", "openvino"])
 def test_int8_states_its_cost(run, folder, format, tmp_path):
     out = tmp_path / ("small.onnx" if format == "onnx" else "small.xml")
-    others = shutil.copytree(folder, tmp_path / "others")  # other data than that of training: all of it counts
+    others = shutil.copytree(folder, tmp_path / "others")
+    (others / "red" / "0.png").rename(others / "red" / "zero.png")  # not the data of training: all of it counts
     export = export_model(run, format=format, precision="int8", data=others, max_drop=100, out=out)
     parity = read_record(out).parity
     assert parity["measure"] == "accuracy"
