@@ -222,8 +222,9 @@ def test_a_bundle_needs_no_vitreous(run, format, batch_size, tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["crop", "squash", "pad"])
+@pytest.mark.parametrize("target", [(24, 20), (24, 24)])
 @pytest.mark.parametrize("size", [(33, 51), (80, 30), (24, 24), (9, 100)])
-def test_reference_preparation_equals_ours(mode, size, tmp_path):
+def test_reference_preparation_equals_ours(mode, target, size, tmp_path):
     rng = np.random.default_rng(0)
     for channels, kind in ((3, "RGB"), (3, "RGBA"), (1, "L"), (3, "P")):
         image = Image.fromarray(rng.integers(0, 256, (*size, 4)).astype("uint8")).convert(kind)
@@ -231,7 +232,7 @@ def test_reference_preparation_equals_ours(mode, size, tmp_path):
         exif[0x0112] = 6  # rotated
         image.save(tmp_path / "image.png", exif=exif)
         spec = InputSpec(
-            image_size=(24, 20),
+            image_size=target,
             num_channels=channels,
             mean=(0.4, 0.5, 0.6)[:channels],
             std=(0.5,) * channels,
