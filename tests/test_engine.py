@@ -119,7 +119,7 @@ def test_exports_keras_and_precisions_agree(run, photos, expected, tmp_path):
 
 def test_what_a_server_needs(engine, run):
     assert (engine.class_names, engine.input_spec) == (run.class_names, run.input_spec)
-    assert engine.temperature == float(getattr(run, "temperature", 1.0))
+    assert engine.temperature == run.temperature
     images = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 1)).astype("uint8")
     logits = engine.logits(images)
     assert logits.dtype == np.float32

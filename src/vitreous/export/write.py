@@ -149,7 +149,7 @@ def create_record(run: Run, format: Format, precision: ExportPrecision, batch_si
         precision=precision,
         class_names=run.class_names,
         input=run.input_spec,
-        temperature=float(getattr(run, "temperature", 1.0)),
+        temperature=run.temperature,
         is_multi_label=run.is_multi_label,
         batch_size=batch_size,
         inference_precision=HINTS[precision] if format == "openvino" else "",
