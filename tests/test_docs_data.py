@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitreous import engine, prediction  # noqa: F401  # before load_run is replaced: they keep what they import
+from vitreous import engine, measurement, prediction  # noqa: F401  # before load_run is replaced: they keep it
 from vitreous.cli import main
 from vitreous.data import DataConfig, load_dataset, load_evaluation_images, load_images
 
