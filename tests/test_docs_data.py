@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitreous import engine, measurement, prediction  # noqa: F401  # before load_run is replaced: they keep it
+from vitreous import engine, measurement, prediction, training  # before load_run is replaced: they keep what they find
 from vitreous.cli import main
 from vitreous.data import DataConfig, load_dataset, load_evaluation_images, load_images
 
 PAGE = (Path(__file__).parents[1] / "docs" / "data.md").read_text(encoding="utf-8")
+assert engine and measurement and prediction and training.train and training.train_folds
 COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", PAGE, flags=re.DOTALL) for line in block.splitlines()]
 
 

