@@ -141,7 +141,11 @@ def _describe(hint: Any) -> str:
     if origin is tuple:
         if arguments == (int, int):
             return "an integer, or two (vertical, horizontal)"
-        return "a list of numbers" if arguments[-1] is Ellipsis else f"a list of {len(arguments)} numbers"
+        return (
+            f"a list of {'text' if arguments[0] is str else 'numbers'}"
+            if arguments[-1] is Ellipsis
+            else f"a list of {len(arguments)} numbers"
+        )
     if origin is dict:
         return "a table of names and values"
     words = {int: "an integer", float: "a number", bool: "True or False", str: "text", NoneType: "None"}
