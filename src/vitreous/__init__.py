@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from vitreous.spec import InputSpec, ModelSpec, ViTConfig, WeightsSource
     from vitreous.training.pretrainer import pretrain
     from vitreous.training.rate_search import find_learning_rate
+    from vitreous.training.resume import resume
     from vitreous.training.run import load_run
     from vitreous.training.trainer import train
     from vitreous.training.tuning import tune
@@ -52,6 +53,7 @@ __all__ = [
     "load_dataset",
     "train",
     "pretrain",
+    "resume",
     "find_learning_rate",
     "tune",
     "load_run",
@@ -89,6 +91,7 @@ _HOMES = {
     "load_dataset": "vitreous.data",
     "train": "vitreous.training.trainer",
     "pretrain": "vitreous.training.pretrainer",
+    "resume": "vitreous.training.resume",
     "find_learning_rate": "vitreous.training.rate_search",
     "tune": "vitreous.training.tuning",
     "load_run": "vitreous.training.run",
