@@ -169,6 +169,7 @@ SMALL = ViTConfig(image_size=(32, 16), patch_size=8, projection_dim=16, num_bloc
         {"image_size": (32, 20), "patch_strides": (4, 6), "num_channels": 1},
         {"patch_padding": "same", "image_size": (33, 17)},
         {"stem": "convolution"},
+        {"stem": "convolution", "stem_dim": 24, "stem_depths": (0, 2, 1)},
         {"stem": "convolution", "norm": "rms", "patch_size": 2, "patch_strides": None, "num_channels": 1},
         {"stem": "shifted"},
         {"use_patch_bias": False, "use_pre_norm": True},
@@ -211,6 +212,15 @@ def test_counted_parameters_are_those_of_the_built_model(changes):
         ({}, 8 * 192 * 16 + 2 * (9 * 12 * 16 * 16 + 2 * 81 * 16) + 80),
         ({"stem": "shifted"}, 8 * 960 * 16 + 2 * (9 * 12 * 16 * 16 + 2 * 81 * 16) + 80),
         # convolutions to (16, 8, 4), (8, 4, 8), (4, 2, 16) pixels and channels, then 16 to 16
+        # convolutions to (16, 8, 6), (8, 4, 12), (4, 2, 24); two more of the second kind; then 24 to 16
+        (
+            {"stem": "convolution", "stem_dim": 24, "stem_depths": (0, 2, 0), "num_blocks": 1},
+            9 * (128 * 3 * 6 + 32 * 6 * 12 + 2 * 32 * 12 * 12 + 8 * 12 * 24)
+            + 8 * 24 * 16
+            + 9 * 12 * 16 * 16
+            + 2 * 81 * 16
+            + 80,
+        ),
         (
             {"stem": "convolution", "num_blocks": 1},
             9 * (128 * 3 * 4 + 32 * 4 * 8 + 8 * 8 * 16) + 8 * 16 * 16 + 9 * 12 * 16 * 16 + 2 * 81 * 16 + 80,
