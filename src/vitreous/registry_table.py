@@ -121,8 +121,8 @@ FAMILIES = (
     Family(
         title="vitreous",
         source="Sizes of our own, for images of 8 to 64 pixels and for training from scratch on a CPU; they pool by "
-        "the mean over patches and use the tanh form of GELU, which is cheaper. `stem` has convolutions in the place of "
-        "two blocks, and the exact GELU, which is cheaper in bfloat16 on torch: docs/log.md.",
+        "the mean over patches and use the tanh form of GELU, which is cheaper. `stem` has convolutions in the place "
+        "of two blocks, and the exact GELU, which is cheaper in bfloat16 on torch: docs/log.md.",
         changes={**MEAN, **TANH},
         words={
             "224": {"crop_fraction": 0.9},
