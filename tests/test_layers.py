@@ -421,8 +421,8 @@ def test_reconstruct_rounds_means_of_integers():
         (lambda: TransformerBlock(2, 8, num_parallel=0), r"Expected at least 1\. Received: num_parallel=0"),
         (lambda: ConvolutionalStem(3, 8), r"Expected a power of two, 2 or more\. Received: patch_size=3"),
         (
-            lambda: ConvolutionalStem(4, 8, depths=(1,)),
-            r"Expected stem_depths of 2 numbers, .* Received: stem_depths=\(1,\)\. Pass for example \(0, 1\), or none",
+            lambda: ConvolutionalStem(4, 8, depths=(1, 1, 1)),
+            r"Expected stem_depths of up to 2 numbers, .* Received: stem_depths=\(1, 1, 1\)\. Pass fewer numbers",
         ),
         (lambda: ConvolutionalStem(4, 8, depths=(1, -1)), r"Received: stem_depths=\(1, -1\)"),
         (lambda: ConvolutionalStem(4, 8, activation="relu"), r"Received: activation='relu'"),

@@ -204,7 +204,7 @@ def _stem_convolutions(config: ViTConfig) -> list[tuple[int, int, int]]:
     """Returns the channels that enter and leave each convolution of the stem, and its stride."""
     count = config.patch_size[0].bit_length() - 1
     convolutions, inputs = [], config.num_channels
-    for i, depth in enumerate(config.stem_depths or (0,) * count):
+    for i, depth in enumerate((0,) * (count - len(config.stem_depths)) + config.stem_depths):
         width = max(config.stem_dim >> (count - 1 - i), 1)
         convolutions += [(inputs, width, 2)] + [(width, width, 1)] * depth
         inputs = width

@@ -89,16 +89,13 @@ def check_rates(**values: float) -> None:
 
 
 def check_stem_depths(depths: tuple[int, ...], count: int) -> None:
-    """Raises `ConfigError` unless there is a depth, 0 or more, for each of the stem's `count` convolutions of stride 2.
-
-    An empty `depths` will do.
-    """
+    """Raises `ConfigError` unless `depths` fit a stem with `count` convolutions of stride 2."""
     check(
-        not depths or (len(depths) == count and min(depths) >= 0),
+        len(depths) <= count and min(depths, default=0) >= 0,
         "Cannot build the convolutional stem.",
-        f"stem_depths of {count} numbers, 0 or more: one for each convolution of stride 2",
+        f"stem_depths of up to {count} numbers, 0 or more: as many as convolutions of stride 2",
         f"stem_depths={depths}",
-        f"Pass for example {(0,) * (count - 1) + (1,)}, or none.",
+        "Pass fewer numbers, or none.",
     )
 
 
@@ -181,8 +178,8 @@ class ViTConfig(Record):
             shifted diagonally by half a patch, Lee et al. 2021, https://arxiv.org/abs/2112.13492).
         stem_dim: Channels after the last convolution of the stem; each one of stride 2 before has half of those of the
             next. Default: `projection_dim`.
-        stem_depths: Residual 3x3 convolutions of stride 1 after each one of stride 2, as many numbers as there are of
-            these, log2 of the patch size: (2, 1) for patches of 4 pixels. Default: none.
+        stem_depths: Residual 3x3 convolutions of stride 1 after the last ones of stride 2: (2, 1) puts two of them
+            after the last but one, at twice the patch grid's resolution, and one after the last. Default: none.
         use_patch_bias: Whether the patch projection has a bias.
         projection_dim: D, the width of every token.
         num_blocks: Number of transformer blocks.

@@ -16,13 +16,13 @@ from vitreous.spec import check, check_minimum, check_stem_depths, check_types
 class ConvolutionalStem(keras.layers.Layer):
     """Brings an image down to the patch grid by 3x3 convolutions of stride 2, each with LayerNorm and GELU.
 
-    After each of them may stand residual ones of stride 1: `x + activation(norm(convolution(x)))`.
+    After them may stand residual ones of stride 1: `x + activation(norm(convolution(x)))`.
 
     Args:
         patch_size: Pixels of a patch's side: a power of two, 2 or more. There are log2(patch_size) convolutions of
             stride 2.
         dim: Channels after the last convolution; each one of stride 2 before has half of those of the next.
-        depths: Residual convolutions after each one of stride 2, as many numbers as there are of these; empty: none.
+        depths: Residual convolutions after each of the last ones of stride 2; empty: none.
         activation: `"gelu"` (exact), `"gelu_tanh"`, `"quick_gelu"` or `"silu"`.
         epsilon: Of the layer normalisations.
 
@@ -33,8 +33,8 @@ class ConvolutionalStem(keras.layers.Layer):
         (B, N, dim), N = H * W / patch_size ** 2, row by row.
 
     Raises:
-        ConfigError: If `patch_size` is no power of two, `depths` are not as many as there are convolutions of stride 2,
-            or the images' size is not known.
+        ConfigError: If `patch_size` is no power of two, `depths` are more than there are convolutions of stride 2, or
+            the images' size is not known.
 
     Source: Xiao et al. 2021, https://arxiv.org/abs/2106.14881, with LayerNorm in place of BatchNorm, so that a
     model has no running statistics; residuals: He et al. 2016, https://arxiv.org/abs/1512.03385, one convolution each.
@@ -70,9 +70,9 @@ class ConvolutionalStem(keras.layers.Layer):
         self.epsilon = epsilon
         self.convolutions: list[Any] = []
         self.norms: list[Any] = []
-        for i in range(count):
+        for i, depth in enumerate((0,) * (count - len(self.depths)) + self.depths):
             width = max(dim >> (count - 1 - i), 1)
-            for j in range(1 + (self.depths[i] if self.depths else 0)):
+            for j in range(1 + depth):
                 name = f"{i}_{j}" if j else f"{i}"
                 self.convolutions.append(
                     keras.layers.Conv2D(
