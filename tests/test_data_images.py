@@ -304,6 +304,26 @@ def test_resize_squash_and_filters():
         assert np.array_equal(resize_image(image, spec), expected)
 
 
+def test_resize_squash_crops_too():
+    """As timm: each side to 1 / crop_fraction of the model's, then the centre."""
+    image = rgb(20, 31)
+    spec = InputSpec(image_size=(16, 24), resize_mode="squash", crop_fraction=0.75)
+    resized = np.asarray(Image.fromarray(image).resize((32, 21), Image.Resampling.BICUBIC))
+    assert np.array_equal(resize_image(image, spec), resized[2:18, 4:28])
+    image = rgb(16, 24)  # of the model's size already
+    resized = np.asarray(Image.fromarray(image).resize((32, 21), Image.Resampling.BICUBIC))
+    assert np.array_equal(resize_image(image, spec), resized[2:18, 4:28])
+
+
+def test_resize_pad_crops_too():
+    image = rgb(10, 40)
+    spec = InputSpec(image_size=16, resize_mode="pad", crop_fraction=0.8, mean=(0.5, 0.25, 1.0))
+    resized = np.asarray(Image.fromarray(image).resize((20, 5), Image.Resampling.BICUBIC))
+    padded = resize_image(image, spec)
+    assert np.array_equal(padded[5:10], resized[:, 2:18])
+    assert (padded[:5] == (128, 64, 255)).all() and (padded[10:] == (128, 64, 255)).all()
+
+
 def test_resize_pad_fills_with_the_mean():
     image = np.full((4, 8, 3), 200, "uint8")
     spec = InputSpec(image_size=16, resize_mode="pad", mean=(0.5, 0.25, 1.0))

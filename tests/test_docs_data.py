@@ -94,7 +94,7 @@ def test_commands(folder, monkeypatch, command):
 
     places = {
         "train": ["vitreous.training.trainer.train", "vitreous.training.folds.train_folds"],
-        "evaluate": ["vitreous.prediction.evaluate"],
+        "evaluate": ["vitreous.measurement.evaluate"],
         "predict": ["vitreous.prediction.predict"],
     }[words[1]]
     with mock.patch("vitreous.training.run.load_run"), pytest.raises(SystemExit) as exit:

@@ -21,7 +21,15 @@ RANKS = (
     {"model", "data"},
     {"evaluation", "label_errors", "figures", "weights", "calibration"},
     {"training"},
-    {"prediction", "inspection", "explain", "export", "engine"},  # these read what training leaves
+    {  # these read what training leaves
+        "prediction",
+        "measurement",
+        "inspection",
+        "explanation",
+        "export",
+        "engine",
+        "embeddings",
+    },
     {"report"},
     {"server"},
     {"cli"},

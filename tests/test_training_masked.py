@@ -130,3 +130,24 @@ def test_pretrain_leaves_an_encoder_that_training_starts_from(tmp_path):
         np.testing.assert_allclose(to_numpy(a), to_numpy(b), atol=1e-6)
     with pytest.raises(RunError, match=r"Received: a run without classes"):
         vitreous.predict(run, tmp_path / "pre" / "patches.png")
+
+
+def test_pretrain_drops_a_size_that_was_meant_for_another_model(tmp_path, monkeypatch):
+    """As train does: a recipe file's image_size belongs to the recipe's model."""
+    import vitreous
+    from vitreous.training import pretrainer
+
+    class Stop(Exception):
+        pass
+
+    def stop(images, input_spec, *args, **kwargs):
+        raise Stop(input_spec.image_size)
+
+    monkeypatch.setattr(pretrainer, "training_loader", stop)
+    recipe = tmp_path / "small.toml"
+    recipe.write_text('model = "vit_nano_patch4_32"\nimage_size = [16, 16]\nepochs = 1\n')
+    for changes, size in (({}, 16), ({"model": "vit_pico_patch4_32"}, 32)):
+        with pytest.raises(Stop, match=rf"\({size}, {size}\)"):
+            vitreous.pretrain("digits", recipe=recipe, out=tmp_path / "run", **changes)
+    with pytest.raises(Stop, match=r"\(24, 24\)"):
+        vitreous.pretrain("digits", recipe=recipe, model="vit_pico_patch4_32", image_size=(24, 24))

@@ -1,4 +1,4 @@
-"""A run at work: classify images, and measure the run on labelled ones."""
+"""A run at work: classify images."""
 
 import csv
 import json
@@ -10,10 +10,11 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from vitreous.data import DataConfig, ImageSet, Loader, load_evaluation_images, load_images, resize_image
+from vitreous.calibration import check_threshold, get_confidence
+from vitreous.data import DataConfig, ImageSet, load_images, resize_image
 from vitreous.data.sources.contents import reason_of
-from vitreous.errors import ConfigError, DataError, ImageError, MissingPathError
-from vitreous.evaluation import collect_logits, compute_metrics, sigmoid, softmax
+from vitreous.errors import ConfigError, ImageError, MissingPathError
+from vitreous.evaluation import sigmoid, softmax
 from vitreous.model import create_predict_function
 from vitreous.training import Run, load_run
 
@@ -30,18 +31,26 @@ class Prediction:
         probabilities: Of these classes, in [0, 1]; they sum to 1 over all classes unless an image may have several.
         labels: Where an image may have several classes: those with a probability of 1/2 or more, the most probable
             first. None where it has one.
+        is_sure: Whether the answer reaches the threshold that was asked for. None without one.
     """
 
     path: Path | str
     classes: tuple[str, ...]
     probabilities: tuple[float, ...]
     labels: tuple[str, ...] | None = None
+    is_sure: bool | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain values, fit for JSON."""
         pairs = zip(self.classes, self.probabilities, strict=True)
         labels = {} if self.labels is None else {"labels": list(self.labels)}
-        return {"image": str(self.path), **labels, "predictions": [{"class": c, "probability": p} for c, p in pairs]}
+        sure = {} if self.is_sure is None else {"is_sure": self.is_sure}
+        return {
+            "image": str(self.path),
+            **sure,
+            **labels,
+            "predictions": [{"class": c, "probability": p} for c, p in pairs],
+        }
 
 
 def predict(
@@ -49,6 +58,7 @@ def predict(
     images: str | Path | Iterable[str | Path],
     *,
     top_k: int = 5,
+    threshold: float | None = None,
     image_column: str | None = None,
     on_progress: Callable[[int, int], None] | None = None,
     on_error: Callable[[str, str], None] | None = None,
@@ -60,6 +70,8 @@ def predict(
         images: Image files, folders of images (walked, in sorted order), and other sources as for `load_dataset`;
             labels are not needed.
         top_k: How many classes to name for each image, at most.
+        threshold: Probability in [0, 1] below which an answer is not sure: that of the most probable class; with
+            several labels an image, that of its least sure label being as it is answered.
         image_column: Column of a table that holds the images. Default: found by its name.
         on_progress: Called with the images done and the images in all.
         on_error: Called with the name of an image that cannot be read, and why; it is then left out. Default: it ends
@@ -85,6 +97,7 @@ def predict(
         raise ConfigError(
             f"Cannot name classes. Expected top_k of at least 1. Received: top_k={top_k}. Pass 1 or more."
         )
+    check_threshold(threshold)
     run = run if isinstance(run, Run) else load_run(run)
     run.check_has_classes()
     found = load_images(images, DataConfig(image_column=image_column))
@@ -113,7 +126,7 @@ def predict(
                 batch = np.stack([result for result in results if not isinstance(result, str)])
                 padded = np.concatenate([batch, np.zeros((_BATCH - len(batch), *batch.shape[1:]), "uint8")])
                 logits = infer(padded if len(found) > _BATCH else batch)[: len(batch)]
-                for index, shares in zip(indices, compute_shares(logits), strict=True):
+                for index, shares in zip(indices, compute_shares(logits / run.temperature), strict=True):
                     order = np.argsort(-shares, kind="stable")
                     best = order[:top_k]
                     labels = tuple(names[i] for i in order if shares[i] >= 0.5) if run.is_multi_label else None
@@ -123,11 +136,17 @@ def predict(
                             tuple(names[i] for i in best),
                             tuple(float(shares[i]) for i in best),
                             labels,
+                            None if threshold is None else is_sure(shares, threshold, run.is_multi_label),
                         )
                     )
             if on_progress:
                 on_progress(start + len(results), len(found))
     return predictions
+
+
+def is_sure(probabilities: np.ndarray, threshold: float, is_multi_label: bool) -> bool:
+    """Returns whether an answer, (K,) probabilities, reaches a threshold."""
+    return bool(get_confidence(probabilities, is_multi_label=is_multi_label) >= threshold)
 
 
 def _name(images: ImageSet, index: int) -> Path | str:
@@ -163,60 +182,17 @@ def write_predictions_json(predictions: Sequence[Prediction], file: TextIO) -> N
 def write_predictions_csv(predictions: Sequence[Prediction], file: TextIO) -> None:
     """Writes predictions as CSV: a row an image, two columns (class, probability) for each rank.
 
-    Where an image may have several classes, a column `labels` has those that apply, with semicolons between them.
+    Where an image may have several classes, a column `labels` has those that apply, with semicolons between them; with
+    a threshold, a column `is_sure` says true or false.
     """
     ranks = range(1, 1 + max((len(p.classes) for p in predictions), default=0))
     writer = csv.writer(file, lineterminator="\n")
     has_labels = any(p.labels is not None for p in predictions)
+    has_threshold = any(p.is_sure is not None for p in predictions)
     names = [f"{field}_{rank}" for rank in ranks for field in ("class", "probability")]
-    writer.writerow(["image", *(["labels"] if has_labels else []), *names])
+    writer.writerow(["image", *(["is_sure"] if has_threshold else []), *(["labels"] if has_labels else []), *names])
     for p in predictions:
         pairs = zip(p.classes, p.probabilities, strict=True)
         labels = [";".join(p.labels or ())] if has_labels else []
-        writer.writerow([p.path, *labels, *(value for name, share in pairs for value in (name, f"{share:.6f}"))])
-
-
-def evaluate(
-    run: str | Path | Run, data: str | Path | None = None, *, split: str | None = None, **changes: Any
-) -> dict[str, Any]:
-    """Measures a run on labelled images.
-
-    Args:
-        run: A run, or its folder.
-        data: A source as for `load_dataset`, whose classes are named as the run's (not all need be there). Default: the
-            data that the run was trained on.
-        split: `"train"`, `"val"`, `"test"` or `"all"` of that data. Default: its test images; for a folder without
-            splits, all its images, unless the run was trained on that very folder: then those held out from training.
-        **changes: Fields of `DataConfig` (`label_column="species"`) that differ from those of training.
-
-    Returns:
-        What `vitreous.evaluation.compute_metrics` returns, and `data`, `split` and `broken_files`.
-
-    Raises:
-        DataError: If the data cannot be used, or has a class that the run does not know.
-        RunError: If `run` is no run.
-    """
-    run = run if isinstance(run, Run) else load_run(run)
-    run.check_has_classes()
-    record = run.config["data"]
-    if data is None and record["root"] == "(from Python)":
-        raise DataError(
-            "Cannot evaluate. Expected data: this run was trained on a Dataset made in Python. Received: data=None. "
-            "Pass a folder."
-        )
-    source = data if data is not None else record["name"] if record["root"] == "(built in)" else record["root"]
-    found = load_evaluation_images(
-        source,
-        run.class_names,
-        split=split,
-        made_by=record["split"],
-        changes=changes,
-        trained_on=record["fingerprint"],
-        trained_at=record["root"],
-        is_multi_label=run.is_multi_label,
-    )
-    loader = Loader(found.images, run.input_spec, batch_size=min(_BATCH, len(found.images)), cache_bytes=0)
-    infer = create_predict_function(run.load_model(), run.input_spec)
-    logits, labels, _ = collect_logits(infer, loader.epoch(0))
-    metrics = compute_metrics(logits, labels, run.class_names)
-    return {"data": str(source), "split": found.split, **metrics, "broken_files": {**found.broken, **loader.broken}}
+        sure = [str(bool(p.is_sure)).lower()] if has_threshold else []
+        writer.writerow([p.path, *sure, *labels, *(value for name, share in pairs for value in (name, f"{share:.6f}"))])

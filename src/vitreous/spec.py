@@ -433,10 +433,10 @@ class InputSpec(Record):
         mean: Mean of each channel, on the scale 0 to 1.
         std: Standard deviation of each channel, on the scale 0 to 1.
         interpolation: Filter of the antialiased resize.
-        resize_mode: `"crop"` resizes so that the image covers `image_size / crop_fraction`, and cuts the centre;
-            `"squash"` resizes to `image_size` without regard to the aspect; `"pad"` fits the whole image in and
-            fills the rest with the mean colour.
-        crop_fraction: Share of the resized image's side that the centre crop keeps, in (0, 1]; for `"crop"` only.
+        resize_mode: `"crop"` resizes so that the image covers `image_size / crop_fraction`; `"squash"` resizes to
+            that size without regard to the aspect; `"pad"` fits the whole image into it. Then the centre is cut out,
+            and with `"pad"` what is left is filled with the mean colour.
+        crop_fraction: Share of the resized image's side that the centre crop keeps, in (0, 1].
 
     Raises:
         ConfigError: If a value is out of range or the channels do not agree.

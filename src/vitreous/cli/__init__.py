@@ -8,9 +8,13 @@ from collections.abc import Callable, Sequence
 from cyclopts import App, CycloptsError, Parameter
 
 from vitreous import __version__
+from vitreous.cli.features import embed, neighbours, probe
+from vitreous.cli.look import explain
+from vitreous.cli.measure import calibrate, evaluate
 from vitreous.cli.tools import convert, models, patches, recipes
 from vitreous.cli.train import draw_augmented, pretrain, train
-from vitreous.cli.use import evaluate, inspect, predict
+from vitreous.cli.tune import find_lr, tune
+from vitreous.cli.use import inspect, predict
 from vitreous.errors import VitreousError
 from vitreous.text import escape_text
 
@@ -27,9 +31,16 @@ app = App(
 _COMMANDS: dict[str, Callable[..., int]] = {
     "train": train,
     "pretrain": pretrain,
+    "find-lr": find_lr,
+    "tune": tune,
     "evaluate": evaluate,
+    "calibrate": calibrate,
     "predict": predict,
     "inspect": inspect,
+    "explain": explain,
+    "embed": embed,
+    "neighbours": neighbours,
+    "probe": probe,
     "patches": patches,
     "augment": draw_augmented,
     "convert": convert,

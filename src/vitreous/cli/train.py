@@ -4,7 +4,7 @@ import os
 import shlex
 import typing
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from cyclopts import Parameter
 
@@ -22,9 +22,11 @@ from vitreous.cli.options import (
     OptimizerOptions,
     RecipeOptions,
     SplitOptions,
+    Track,
     describe_source,
     given,
     parse_size,
+    recipe_changes,
     start_backend,
 )
 from vitreous.cli.printing import metrics_line
@@ -45,6 +47,7 @@ def train(
     seed: int = 0,
     folds: int | None = None,
     overwrite: Annotated[bool, Parameter(negative=())] = False,
+    track: Track = None,
     backend: Backend | None = None,
     data_options: Annotated[DataOptions | None, Parameter(name="*", group=DATA)] = None,
     options: Annotated[RecipeOptions | None, Parameter(name="*", group=RECIPE)] = None,
@@ -77,14 +80,22 @@ def train(
     """
     changes = {
         **given(data_options),
-        **_recipe_changes(options, image_size, optimizer, augment, architecture),
+        **recipe_changes(options, image_size, optimizer, augment, architecture),
     }
     start_backend(backend)
+    from vitreous.calibration import describe_calibration
     from vitreous.training import train as train_run
     from vitreous.training import train_folds
     from vitreous.training.progress import create_reporter, format_seconds
 
-    changes |= {"out": out, "recipe": recipe, "pretrained": pretrained, "seed": seed, "overwrite": overwrite}
+    changes |= {
+        "out": out,
+        "recipe": recipe,
+        "pretrained": pretrained,
+        "seed": seed,
+        "overwrite": overwrite,
+        "track": track or (),
+    }
     if folds is not None and changes.get("fold") is None:
         return _say_folds(train_folds(data, num_folds=folds, reporter=create_reporter(), **changes))
     run = train_run(data, reporter=create_reporter(), num_folds=folds, **changes)
@@ -92,8 +103,10 @@ def train(
     for split in ("val", "test"):
         if split in run.metrics:
             print(metrics_line(split, run.metrics[split]))
+    if "calibration" in run.metrics:
+        print(f"Sure     {describe_calibration(run.metrics['calibration'])}")
     path = Path(os.path.relpath(run.path)) if run.path.is_relative_to(Path.cwd()) else run.path
-    names = ("curves", "confusion", "labels", "predictions", "patches", "augmented")
+    names = ("curves", "confusion", "labels", "predictions", "reliability", "patches", "augmented")
     pictures = [f"{name}.png" for name in names if (path / f"{name}.png").exists()]
     print(f"Look at  {path}/README.md, {', '.join(pictures)}")
     print(f"Use it   vitreous predict {shlex.quote(str(path))} IMAGE...")
@@ -112,6 +125,7 @@ def pretrain(
     image_size: str | None = None,
     seed: int = 0,
     overwrite: Annotated[bool, Parameter(negative=())] = False,
+    track: Track = None,
     backend: Backend | None = None,
     masked: Annotated[MaskedOptions | None, Parameter(name="*", group=RECIPE)] = None,
     options: Annotated[RecipeOptions | None, Parameter(name="*", group=RECIPE)] = None,
@@ -139,14 +153,14 @@ def pretrain(
         architecture: Values in which the model differs from its name's.
     """
     changes = {
-        **_recipe_changes(options, image_size, optimizer, augment, architecture),
+        **recipe_changes(options, image_size, optimizer, augment, architecture),
         "masked": MaskedConfig(**given(masked)),
     }
     start_backend(backend)
     from vitreous.training import pretrain as pretrain_run
     from vitreous.training.progress import create_reporter, format_seconds
 
-    changes |= {"out": out, "recipe": recipe, "seed": seed, "overwrite": overwrite}
+    changes |= {"out": out, "recipe": recipe, "seed": seed, "overwrite": overwrite, "track": track or ()}
     run = pretrain_run(data, reporter=create_reporter(), **changes)
     print(f"Trained  {format_seconds(run.metrics['train_seconds'])}, {run.metrics['num_images_seen']:,} images")
     if run.metrics["val_loss"] is not None:
@@ -155,23 +169,6 @@ def pretrain(
     print(f"Look at  {path}/README.md, reconstruction.png, curves.png")
     print(f"Use it   vitreous train DATA --pretrained {shlex.quote(str(path))}")
     return 130 if run.metrics["is_interrupted"] else 0
-
-
-def _recipe_changes(
-    options: RecipeOptions | None,
-    image_size: str | None,
-    optimizer: OptimizerOptions | None,
-    augment: AugmentOptions | None,
-    architecture: ArchitectureOptions | None,
-) -> dict[str, Any]:
-    """Returns what differs from the recipe."""
-    return {
-        **given(options),
-        "image_size": parse_size(image_size, "image-size"),
-        "optimizer": given(optimizer) or None,
-        "augment": given(augment) or None,
-        "architecture": given(architecture) or None,
-    }
 
 
 def _say_folds(result: "CrossValidation") -> int:

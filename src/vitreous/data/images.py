@@ -201,36 +201,42 @@ def resize_image(image: np.ndarray, input_spec: InputSpec) -> np.ndarray:
     Raises:
         ConfigError: If `image` is not such an array.
 
-    Source: `"crop"` rounds as torchvision's Resize and CenterCrop do, and so as timm's evaluation:
-    https://github.com/pytorch/vision/blob/main/torchvision/transforms/functional.py
+    Source: sizes are rounded as torchvision's Resize and CenterCrop do, and so as timm's evaluation (its crop modes
+    center, squash and border): https://github.com/pytorch/vision/blob/main/torchvision/transforms/functional.py,
+    https://github.com/huggingface/pytorch-image-models/blob/main/timm/data/transforms_factory.py
     """
     check_array(image, input_spec)
     target = input_spec.image_size
     if input_spec.resize_mode == "crop":
         image = _limit_aspect(image, target)
     height, width = image.shape[:2]
-    if (height, width) == target and (input_spec.resize_mode != "crop" or input_spec.crop_fraction == 1):
+    if (height, width) == target and input_spec.crop_fraction == 1:
         return image
-    pillow = to_pillow(image)
-    resample = resampling(input_spec)
-    if input_spec.resize_mode == "squash":
-        return to_array(pillow.resize(target[::-1], resample))
-    if input_spec.resize_mode == "pad":
-        scale = min(target[0] / height, target[1] / width)
-        inner = [min(limit, max(1, round(side * scale))) for side, limit in zip((height, width), target, strict=True)]
-        top, left = (target[0] - inner[0]) // 2, (target[1] - inner[1]) // 2
-        padded = np.empty((*target, image.shape[2]), "uint8")
-        padded[:] = np.round(255 * np.array(input_spec.mean))
-        padded[top : top + inner[0], left : left + inner[1]] = to_array(pillow.resize(inner[::-1], resample))
-        return padded
     cover = [max(side, int(side / input_spec.crop_fraction)) for side in target]
-    if cover[0] * width >= cover[1] * height:  # the height decides; the width follows, and covers as well
-        cover[1] = cover[0] * width // height
-    else:
-        cover[0] = cover[1] * height // width
-    top, left = (round((side - limit) / 2) for side, limit in zip(cover, target, strict=True))
-    pillow = pillow if (height, width) == tuple(cover) else pillow.resize((cover[1], cover[0]), resample)
-    return to_array(pillow.crop((left, top, left + target[1], top + target[0])))
+    if input_spec.resize_mode == "pad":  # the longer side decides
+        scale = min(cover[0] / height, cover[1] / width)
+        cover = [min(limit, max(1, round(side * scale))) for side, limit in zip((height, width), cover, strict=True)]
+    elif input_spec.resize_mode == "crop" and cover[0] != cover[1]:  # the side decides that needs it more
+        scale = max(cover[0] / height, cover[1] / width)
+        cover = [round(side * scale) for side in (height, width)]
+    elif input_spec.resize_mode == "crop":
+        if width >= height:  # the height decides; the width follows, and covers as well
+            cover[1] = cover[0] * width // height
+        else:
+            cover[0] = cover[1] * height // width
+    pillow = to_pillow(image)
+    if (height, width) != tuple(cover):
+        pillow = pillow.resize((cover[1], cover[0]), resampling(input_spec))
+    top, left = (round(max(side - limit, 0) / 2) for side, limit in zip(cover, target, strict=True))
+    inner = [min(side, limit) for side, limit in zip(cover, target, strict=True)]
+    pixels = to_array(pillow.crop((left, top, left + inner[1], top + inner[0])))
+    if inner == list(target):
+        return pixels
+    padded = np.empty((*target, image.shape[2]), "uint8")
+    padded[:] = np.round(255 * np.array(input_spec.mean))
+    top, left = (target[0] - inner[0]) // 2, (target[1] - inner[1]) // 2
+    padded[top : top + inner[0], left : left + inner[1]] = pixels
+    return padded
 
 
 def _limit_aspect(image: np.ndarray, target: tuple[int, int]) -> np.ndarray:

@@ -41,6 +41,17 @@ def split_options(
     return {"seed": seed, **without_none(config.to_dict())}, {k: v for k, v in changes.items() if k not in names}
 
 
+def take_auto_batch(changes: Mapping[str, Any]) -> tuple[bool, dict[str, Any]]:
+    """Returns whether the batch is to be found by trying, and the changes without that wish."""
+    is_auto = changes.get("batch_size") == "auto"
+    return is_auto, {key: value for key, value in changes.items() if not (is_auto and key == "batch_size")}
+
+
+def is_rate_given(changes: Mapping[str, Any]) -> bool:
+    """Whether the changes name a learning rate: it is then kept, whatever the batch."""
+    return "learning_rate" in (changes.get("optimizer") or {})
+
+
 def settle_recipe(
     recipe: str | Path | Recipe | None, dataset: Dataset, changes: Mapping[str, Any]
 ) -> tuple[str, Recipe]:

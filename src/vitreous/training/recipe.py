@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from vitreous.errors import ConfigError, MissingPathError, UnknownNameError
 from vitreous.spec import AugmentConfig, CacheKind, Record, ViTConfig, check, check_rates
+from vitreous.training.recipe_header import RecipeHeader, parse_header
 
 # Fields of ViTConfig that the data and other fields of a recipe decide.
 NOT_ARCHITECTURE = ("image_size", "num_channels", "num_classes", "has_dynamic_size")
@@ -231,6 +232,17 @@ def load_recipe(name: str | Path) -> Recipe:
         MissingPathError: If the file does not exist.
         ConfigError: If the file is not TOML, or a value is out of range.
     """
+    try:
+        values = tomllib.loads(_read(name))
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(
+            f"Cannot load a recipe. Expected TOML. Received: recipe={str(name)!r}, {error}. Mend the file."
+        ) from error
+    return Recipe.from_dict(values)
+
+
+def _read(name: str | Path) -> str:
+    """Returns the text of a recipe file."""
     if str(name).endswith(".toml"):
         path = Path(name)
         if not path.is_file():
@@ -238,18 +250,10 @@ def load_recipe(name: str | Path) -> Recipe:
                 f"Cannot load a recipe. Expected a TOML file. Received: recipe={str(name)!r}, which does not exist. "
                 "Check the path."
             )
-        text = path.read_bytes().decode(errors="replace")
-    else:
-        if name not in list_recipes():
-            raise UnknownNameError("recipe", str(name), list_recipes(), f"Recipes: {', '.join(list_recipes())}.")
-        text = resources.files("vitreous").joinpath("recipes", f"{name}.toml").read_text()
-    try:
-        values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(
-            f"Cannot load a recipe. Expected TOML. Received: recipe={str(name)!r}, {error}. Mend the file."
-        ) from error
-    return Recipe.from_dict(values)
+        return path.read_bytes().decode(errors="replace")
+    if name not in list_recipes():
+        raise UnknownNameError("recipe", str(name), list_recipes(), f"Recipes: {', '.join(list_recipes())}.")
+    return resources.files("vitreous").joinpath("recipes", f"{name}.toml").read_text(encoding="utf-8")
 
 
 def choose_recipe(name: str, image_side: float) -> str:
@@ -271,7 +275,6 @@ def choose_recipe(name: str, image_side: float) -> str:
     return "photos"
 
 
-def describe_recipe(name: str) -> str:
-    """Returns the first comment line of a recipe that vitreous carries: what it is for."""
-    text = resources.files("vitreous").joinpath("recipes", f"{name}.toml").read_text()
-    return text.splitlines()[0].lstrip("# ")
+def load_header(name: str | Path) -> RecipeHeader:
+    """Loads what a recipe says of itself; `name` and errors as for `load_recipe`."""
+    return parse_header(_read(name))

@@ -2,9 +2,9 @@
 
     model.keras     the trained weights (their average over the last steps) and the architecture
     config.toml     every option as it was resolved: recipe, input, classes, data, versions, seed
-    history.csv     a row for each evaluation while training
-    metrics.json    what was measured on model.keras as read back from disk
-    *.png           curves, confusion matrix, one image beside its patches, test images with answers
+    history.csv     a row for each evaluation while training; history.jsonl, the same as JSON lines
+    metrics.json    what was measured on model.keras as read back from disk; the temperature of its probabilities
+    *.png           curves, confusion matrix, reliability, one image beside its patches, test images with answers
     README.md       what all this is, and the command that made it
 
 While training goes on, the files lie in a folder beside it whose name ends in `.partial`; one rename makes it a run.
@@ -12,6 +12,7 @@ While training goes on, the files lie in a folder beside it whose name ends in `
 
 import csv
 import json
+import math
 import os
 import shutil
 import tomllib
@@ -58,6 +59,23 @@ class Run:
     def is_multi_label(self) -> bool:
         """Whether an image may have several labels, or none: probabilities are then a sigmoid's."""
         return bool(self.config["data"].get("is_multi_label", False))
+
+    @property
+    def temperature(self) -> float:
+        """What logits are divided by before they become probabilities, above 0; 1.0 where none was fitted.
+
+        Fitted on validation images at the end of training, so that a probability of 80% is right in 80% of cases.
+
+        Raises:
+            RunError: If `metrics.json` holds something else.
+        """
+        temperature = self.metrics.get("calibration", {}).get("temperature", 1.0)
+        if not (isinstance(temperature, int | float) and 0 < temperature < math.inf):
+            raise RunError(
+                f"Cannot use the run {self.path}. Expected a temperature above 0 in metrics.json. "
+                f"Received: temperature={temperature!r}. Fit it anew: vitreous calibrate {self.path}."
+            )
+        return float(temperature)
 
     def check_has_classes(self) -> None:
         """Raises `RunError` for a run that answers nothing: one of `pretrain`."""
@@ -239,7 +257,7 @@ class RunWriter:
         os.replace(temporary, self.partial / name)
 
     def write_history(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Writes all rows of `history.csv` anew."""
+        """Writes all rows of `history.csv` and `history.jsonl` anew."""
         temporary = self.partial / ".history.csv.tmp"
         with temporary.open("w", newline="", encoding="utf-8") as file:
             names = dict.fromkeys(name for row in rows for name in row)
@@ -247,6 +265,7 @@ class RunWriter:
             writer.writeheader()
             writer.writerows(rows)
         os.replace(temporary, self.partial / "history.csv")
+        self.write_text("history.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
     def finish(self) -> Path:
         """Moves the folder to its final place and returns that.

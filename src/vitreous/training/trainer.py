@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from vitreous.figures import draw_augmentation
 from vitreous.model import VisionTransformer
 from vitreous.registry import count_parameters
 from vitreous.spec import ModelSpec
+from vitreous.training.batch_search import find_batch_size, scale_learning_rate
 from vitreous.training.fit import History, Interrupt, fit
 from vitreous.training.losses import create_loss
 from vitreous.training.optimizer import create_optimizer
@@ -25,11 +27,13 @@ from vitreous.training.planning import (
     describe_run,
     fit_to_images,
     free_path,
+    is_rate_given,
     pretrained_start,
     random_start,
     say_plan,
     settle_recipe,
     split_options,
+    take_auto_batch,
     training_loader,
     without_none,
 )
@@ -37,6 +41,7 @@ from vitreous.training.progress import Reporter
 from vitreous.training.recipe import Recipe
 from vitreous.training.results import create_evaluate, describe_results, draw_run, evaluation_loader, measure_run
 from vitreous.training.run import Run, RunWriter, load_run
+from vitreous.training.trackers import Tracker, Trackers, follow_rows
 
 
 def train(
@@ -48,6 +53,7 @@ def train(
     seed: int = 0,
     overwrite: bool = False,
     reporter: Reporter | None = None,
+    track: str | Tracker | Sequence[str | Tracker] = (),
     **changes: Any,
 ) -> Run:
     """Trains a classifier on labelled images and leaves a run folder.
@@ -62,8 +68,12 @@ def train(
         seed: Decides splits, first weights, order and augmentation.
         overwrite: Whether a run at `out` may be replaced (once the new one is whole).
         reporter: Where progress is shown. Default: nowhere.
+        track: What follows the run beside its own files: `"tensorboard"`, `"mlflow"`, `"wandb"`, or a `Tracker`; one or
+            several.
         **changes: Fields of `DataConfig` (`val_fraction=0.2`, `label_column="species"`), and fields of `Recipe` that
-            differ from the recipe's; nested ones as dicts (`optimizer={"learning_rate": 3e-4}`).
+            differ from the recipe's; nested ones as dicts (`optimizer={"learning_rate": 3e-4}`). A `batch_size` of
+            `"auto"` is the largest that is worth its memory (`vitreous.training.batch_search`); the learning rate then
+            goes with its square root, unless one is given.
 
     Returns:
         The run, with what was measured on the test images in `run.metrics["test"]`.
@@ -74,6 +84,7 @@ def train(
         RunExistsError: If a run lies at `out` and `overwrite` is False.
         TrainingError: If the loss is no longer finite.
         WeightsError: If `pretrained` cannot be imported.
+        MissingDependencyError: If the package of a tracker is not installed.
 
     Example:
 
@@ -83,7 +94,9 @@ def train(
     ```
     """
     reporter = reporter or Reporter()
+    trackers = Trackers(track, reporter)
     split, changes = split_options(data, seed, changes)
+    is_auto, changes = take_auto_batch(changes)
     dataset = data if isinstance(data, Dataset) else load_dataset(data, **split)
     recipe_name, settled = settle_recipe(recipe or ("finetune" if pretrained else None), dataset, changes)
     if pretrained is None:
@@ -92,6 +105,9 @@ def train(
         spec, weights, settled = pretrained_start(pretrained, changes.get("model"), settled, dataset, reporter)
     spec = dataclasses.replace(spec, input=spec.input.replace(resize_mode=settled.resize_mode))
     train_images = dataset.splits["train"]
+    policy = select_precision(settled.precision, keras.backend.backend())
+    if is_auto:
+        settled = _settle_batch(settled, spec, dataset, policy, reporter, is_rate_given=is_rate_given(changes))
     settled = fit_to_images(settled, len(train_images))
     loader = training_loader(
         train_images, spec.input, settled, reporter, seed=seed, num_classes=len(dataset.class_names)
@@ -101,13 +117,14 @@ def train(
             "Cannot stop early. Expected validation images beside patience_epochs. "
             f"Received: patience_epochs={settled.patience_epochs}, and no val split. Pass a val_fraction above 0."
         )
-    policy = select_precision(settled.precision, keras.backend.backend())
     writer = RunWriter(out or free_path(dataset.name), overwrite=overwrite)
     with Interrupt() as interrupt:
         try:
-            _train(reporter, interrupt, writer, dataset, loader, recipe_name, settled, spec, weights, split, policy)
+            plan = (recipe_name, settled, spec, weights, split, policy)
+            _train(reporter, trackers, interrupt, writer, dataset, loader, *plan)
         except BaseException:
             reporter.close()
+            trackers.fail()
             if (writer.partial / "model.keras").is_file():
                 reporter.warn(f"The run was not finished; the trained model is kept in {writer.partial}.")
             else:
@@ -116,8 +133,33 @@ def train(
         return load_run(writer.finish())
 
 
+def _settle_batch(
+    recipe: Recipe, spec: ModelSpec, dataset: Dataset, policy: str, reporter: Reporter, *, is_rate_given: bool
+) -> Recipe:
+    """Returns the recipe with the largest batch that is worth its memory."""
+
+    def create() -> tuple[Any, Any, Any]:
+        model, average = (VisionTransformer(spec.config, name=spec.name, dtype=policy) for _ in range(2))
+        return model, average, create_optimizer(model, recipe.optimizer)
+
+    num_classes, images = len(dataset.class_names), dataset.splits["train"]
+    size = find_batch_size(
+        create,
+        recipe=recipe,
+        input_spec=spec.input,
+        loss=create_loss(images, num_classes, balance=recipe.balance),
+        num_targets=num_classes if images.is_multi_label or recipe.augment.has_mixing else None,
+        num_images=len(images),
+        reporter=reporter,
+    )
+    if is_rate_given:
+        return dataclasses.replace(recipe, batch_size=size)
+    return scale_learning_rate(recipe, size, reporter)
+
+
 def _train(
     reporter: Reporter,
+    trackers: Trackers,
     interrupt: Interrupt,
     writer: RunWriter,
     dataset: Dataset,
@@ -140,6 +182,7 @@ def _train(
         model.set_weights(weights)
     config = describe_run(dataset, recipe_name, settled, spec, split, policy)
     writer.write_text("config.toml", CONFIG_HEAD + tomli_w.dumps(without_none(config)))
+    trackers.start(writer.path, config)
     evaluate_batch = min(settled.batch_size * 2, 256)
     val = evaluation_loader(dataset.splits.get("val"), spec.input, evaluate_batch)
     draw_augmentation(
@@ -172,7 +215,7 @@ def _train(
         patience_epochs=settled.patience_epochs,
         reporter=reporter,
         interrupt=interrupt,
-        on_row=writer.write_history,
+        on_row=follow_rows(writer, trackers),
     )
     loader.close()
     if history.best_weights is not None:
@@ -201,6 +244,7 @@ def _train(
     draw_run(writer.partial, history, dataset, spec)
     writer.write_text("metrics.json", json.dumps(metrics, indent=2))
     writer.write_text("README.md", describe_results(writer.path, writer.partial, config, metrics, history))
+    trackers.finish(metrics, writer.partial)
 
 
 _FEW_STEPS = 20

@@ -351,7 +351,9 @@ def read_preprocessor(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[s
             "crop_fraction": min(crop[0] / resized[0], 1.0),
         }
         if isinstance(size, Mapping) and "height" in size:
-            notes.append("the file squashes images before its crop; here they keep their aspect")
+            fields["resize_mode"] = "squash"
+            if crop[0] * resized[1] != crop[1] * resized[0]:
+                notes.append("the file crops its two sides by different shares; here by that of the height")
     elif resized:
         fields |= {"image_size": _pair(resized), "resize_mode": "squash"}
     if values.get("do_normalize", True):
@@ -409,6 +411,14 @@ def write_preprocessor(spec: InputSpec) -> tuple[dict[str, Any], list[str]]:
         }
         if height != width:
             notes.append("transformers fits the image's shorter side only, whatever the crop's aspect")
+    elif spec.resize_mode == "squash" and spec.crop_fraction < 1:
+        values |= {
+            "image_processor_type": "BitImageProcessor",
+            "do_convert_rgb": spec.num_channels == 3,
+            "size": {side: int(x / spec.crop_fraction) for side, x in (("height", height), ("width", width))},
+            "do_center_crop": True,
+            "crop_size": {"height": height, "width": width},
+        }
     else:
         values |= {"image_processor_type": "ViTImageProcessor", "size": {"height": height, "width": width}}
         if spec.resize_mode == "pad":
