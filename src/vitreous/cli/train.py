@@ -287,7 +287,7 @@ def draw_augmented(
         images, class_names = dataset.splits["train"], dataset.class_names
         name = dataset.name if dataset.root is None else ""
     side = min(first_readable(images)[1].shape[:2])
-    base = load_recipe(recipe or choose_recipe(name, side))
+    base = load_recipe(recipe or choose_recipe(name, side, len(images)))
     settled = base.merge({"augment": given(augment)})
     spec = get_spec(settled.model, image_size=size or settled.image_size, num_channels=settled.num_channels)
     written = draw_augmentation(images, spec.input, settled.augment, out=out, class_names=class_names, seed=seed)

@@ -60,9 +60,9 @@ def settle_recipe(
     if isinstance(recipe, Recipe):
         name, base = "(from Python)", recipe
     else:
-        name = str(
-            recipe or choose_recipe(dataset.name if dataset.root is None else "", _median_side(dataset.splits["train"]))
-        )
+        train_images = dataset.splits["train"]
+        known = dataset.name if dataset.root is None else ""
+        name = str(recipe or choose_recipe(known, _median_side(train_images), len(train_images)))
         base = load_recipe(recipe or name)
     changes = {key: value for key, value in changes.items() if value is not None}
     if "model" in changes and changes["model"] != base.model and "image_size" not in changes:

@@ -19,6 +19,7 @@ Balance = Literal["none", "weights", "sampling", "logits"]
 LossName = Literal["cross_entropy", "binary", "focal", "asymmetric"]
 OnNan = Literal["stop", "back"]
 
+_FEW_IMAGES = 5_000  # below, shifts and flips alone let a model learn its images by heart
 _FEW_BAD = 3  # unreadable images that are no reason to stop, however few images there are
 _UNITS = {"s": 1, "m": 60, "h": 3600}
 
@@ -387,12 +388,13 @@ def _read(name: str | Path) -> str:
     return resources.files("vitreous").joinpath("recipes", f"{name}.toml").read_text(encoding="utf-8")
 
 
-def choose_recipe(name: str, image_side: float) -> str:
+def choose_recipe(name: str, image_side: float, num_images: int) -> str:
     """Chooses the recipe for some data.
 
     Args:
         name: Name of the data set.
         image_side: Median of the images' shorter sides, in pixels.
+        num_images: Images to train on.
 
     Returns:
         A name that `list_recipes()` has.
@@ -400,7 +402,7 @@ def choose_recipe(name: str, image_side: float) -> str:
     if name in list_recipes():
         return name
     if image_side <= 48:
-        return "small32"
+        return "few32" if num_images < _FEW_IMAGES else "small32"
     if image_side <= 112:
         return "small64"
     return "photos"
