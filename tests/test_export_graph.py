@@ -40,6 +40,14 @@ KINDS = {  # each has several things that no reference model has
         "use_qk_norm": True,
         "rope": "dinov3",
     },
+    "stem with residual convolutions and a width of its own, SiLU": {
+        "stem": "convolution",
+        "stem_dim": 10,
+        "stem_depths": (2, 0, 1),
+        "image_size": (16, 24),
+        "activation": "silu",
+        "use_patch_bias": False,
+    },
     "zeros around, post-norm, MAP, SwiGLU": {
         "patch_strides": 5,
         "patch_padding": "same",

@@ -81,7 +81,7 @@ def build_graph(
     if num_bytes > _MAX_BYTES:
         raise ConfigError(
             "Cannot export the model. Expected weights of less than 2 GB, the limit of an ONNX file. "
-            f"Received: {num_bytes / 2**30:.1f} GB. Pass precision='fp16', or take a smaller model."
+            f"Received: {num_bytes / 2**30:.1f} GB. Take a smaller model, or export to ONNX in fp16."
         )
     graph = _Graph(onnx, weights, dtype)
     _Builder(graph, config, input_spec).build(temperature, is_multi_label)
@@ -274,18 +274,25 @@ class _Builder:
         return graph.reshape(x, -1, rows * columns, grid.size[0] * grid.size[1] * channels)
 
     def convolutional_stem(self, images: str) -> str:
-        """Returns what the convolutions make of normalised images: (B, N, D)."""
-        config, graph = self.config, self.graph
+        """Returns what the convolutions make of normalised images: (B, N, stem_dim)."""
+        config = self.config
+        count = config.patch_size[0].bit_length() - 1
         size, x = config.image_size, images
-        for index in range(config.patch_size[0].bit_length() - 1):
-            (top, bottom), (left, right) = PatchGrid(size=(3, 3), strides=(2, 2), padding="same").pad_widths(size)
-            filters = graph.weight(f"stem/convolution_{index}/kernel").transpose(3, 2, 0, 1)
-            x = graph.transpose(x, 0, 3, 1, 2)
-            x = graph.add("Conv", x, filters, strides=[2, 2], pads=[top, left, bottom, right])
-            x = self.norm(graph.transpose(x, 0, 2, 3, 1), f"stem/norm_{index}", "layer")
-            x = graph.add("Gelu", x, approximate="tanh")
+        for index, depth in enumerate((0,) * (count - len(config.stem_depths)) + config.stem_depths):
+            x = self.convolve(x, f"{index}", size, stride=2)
             size = (-(-size[0] // 2), -(-size[1] // 2))
-        return graph.reshape(x, -1, size[0] * size[1], config.projection_dim)
+            for j in range(1, 1 + depth):
+                x = self.graph.add("Add", x, self.convolve(x, f"{index}_{j}", size, stride=1))
+        return self.graph.reshape(x, -1, size[0] * size[1], config.stem_dim)
+
+    def convolve(self, x: str, name: str, size: tuple[int, int], *, stride: int) -> str:
+        """Returns what one 3x3 convolution of the stem, its norm and the activation make of (B, *size, C)."""
+        graph = self.graph
+        (top, bottom), (left, right) = PatchGrid(size=(3, 3), strides=(stride, stride), padding="same").pad_widths(size)
+        filters = graph.weight(f"stem/convolution_{name}/kernel").transpose(3, 2, 0, 1)
+        x = graph.transpose(x, 0, 3, 1, 2)
+        x = graph.add("Conv", x, filters, strides=[stride, stride], pads=[top, left, bottom, right])
+        return self.activate(self.norm(graph.transpose(x, 0, 2, 3, 1), f"stem/norm_{name}", "layer"))
 
     def add_prefix(self, patches: str) -> str:
         """Returns all tokens (B, prefix + N, D): what stands before the patches, and positions, are one constant."""
@@ -462,7 +469,7 @@ class _Builder:
         return self.leave(x, path, "output", has_bias)
 
     def activate(self, x: str) -> str:
-        """Applies the activation of the MLP."""
+        """Applies the activation of the MLPs and of the stem."""
         name, graph = self.config.activation, self.graph
         if name.startswith("gelu"):
             return graph.add("Gelu", x, approximate="tanh" if name == "gelu_tanh" else "none")
