@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -17,7 +18,7 @@ from vitreous.data import decode_image, resize_image
 from vitreous.engine import Engine, Prediction
 from vitreous.errors import ConfigError, ImageError, MissingPathError, RunError
 from vitreous.evaluation import softmax
-from vitreous.export import export_model
+from vitreous.export import export_model, load_runtime
 from vitreous.model import create_predict_function
 from vitreous.spec import ViTConfig
 
@@ -80,6 +81,11 @@ def test_a_folder_in_order_with_a_broken_file(engine, run, photos, expected):
         engine.predict(photos / "none")
     with pytest.raises(ConfigError, match=r"Received: top_k=0"):
         engine.predict(photos, top_k=0)
+    for one in (np.zeros((8, 8, 3), "uint8"), np.zeros((8, 8, 1), "uint8"), np.zeros((8, 8), "uint8"), b"GIF"):
+        with pytest.raises(ConfigError, match=r"Received: a (ndarray of shape \(8, 8.*|bytes)\. .*one image in a list"):
+            engine.predict(one)
+    with pytest.raises(ConfigError, match=r"Received: num_threads=0"):
+        Engine(run, num_threads=0)
     with pytest.raises(ConfigError, match=r"Received: a int"):
         engine.predict(3)
 
@@ -196,15 +202,40 @@ def test_the_cache(run, monkeypatch, tmp_path):
     Engine(run, on_message=told.append)
     Engine(run, on_message=told.append)
     assert [line for line in told if "once" in line] == ["Engine   exports digits to OpenVINO in fp32, once"]
-    assert len(list((tmp_path / "cache" / "exports").iterdir())) == 1
+    (folder,) = (tmp_path / "cache" / "exports").iterdir()
+    (folder / "model.bin").write_bytes(b"")  # damaged: made again
+    told.clear()
+    assert np.isfinite(Engine(run, on_message=told.append).logits(np.zeros((1, 8, 8, 1), "uint8"))).all()
+    assert told[0] == "Engine   exports digits to OpenVINO in fp32, once"
     monkeypatch.setenv("VITREOUS_ENGINE_CACHE", "off")
     images = np.zeros((1, 8, 8, 1), "uint8")
     assert Engine(run).logits(images).shape == (1, 10)
+    monkeypatch.setenv("VITREOUS_ENGINE_CACHE", str(tmp_path / "locked"))
+    monkeypatch.setattr(engine_module.os, "access", lambda *arguments: False)
+    told.clear()
+    assert Engine(run, on_message=told.append).logits(images).shape == (1, 10)
+    assert told[0] == f"Engine   cannot keep anything in {tmp_path / 'locked'}: it cannot be written"
+    monkeypatch.undo()
     (tmp_path / "file").write_text("x")
     monkeypatch.setenv("VITREOUS_ENGINE_CACHE", str(tmp_path / "file"))
     told.clear()
     assert Engine(run, on_message=told.append).logits(images).shape == (1, 10)
     assert told[0].startswith(f"Engine   cannot keep anything in {tmp_path / 'file'}: ")
+
+
+def test_what_is_compiled_follows_the_weights(run, tmp_path):
+    """Other weights beside the same .xml, at the same time to the second, are not answered for by the old ones."""
+    path, cache = export_model(run, format="openvino", out=tmp_path / "m.xml").path, tmp_path / "cache"
+    images = np.full((1, 8, 8, 1), 99, "uint8")
+    before = load_runtime(path, cache_dir=cache)[0](images)[0]
+    weights = path.with_suffix(".bin")
+    times = weights.stat()
+    values = np.fromfile(weights, "float32")
+    (values * np.float32(0.5)).tofile(weights)
+    os.utime(weights, ns=(times.st_atime_ns, times.st_mtime_ns))
+    after = load_runtime(path, cache_dir=cache)[0](images)[0]
+    np.testing.assert_array_equal(after, load_runtime(path)[0](images)[0])
+    assert not np.allclose(after, before)
 
 
 def test_without_openvino_keras_answers(run, monkeypatch):
@@ -293,9 +324,28 @@ def test_an_interrupted_prediction_keeps_its_rows(call, run, photos, tmp_path, m
     assert not out.exists()
     assert len(rows(tmp_path / "out.csv.partial")) == 19
     monkeypatch.undo()
+    origin = tmp_path / "out.csv.partial.json"
+    before = json.loads(origin.read_text())
+    assert (before["precision"], before["top_k"], before["threshold"]) == ("fp32", 5, None)
+    origin.write_text(json.dumps({**before, "model": "another"}))
+    code, _, err = call("predict", run.path, photos, "--csv", "--out", out, "--resume")
+    assert code == 2 and "model='another' before" in err
+    origin.write_text(json.dumps(before))
     code, _, err = call("predict", run.path, photos, "--csv", "--out", out, "--resume")
     assert code == 0
     assert len(rows(out)) == 40
+    assert [path.name for path in tmp_path.iterdir()] == ["out.csv"]
+
+
+def test_a_file_without_rows_has_one_header(tmp_path):
+    from vitreous.answers import CsvWriter
+
+    options = {"num_ranks": 1, "has_labels": False, "threshold": 0.5}
+    for _ in range(2):
+        (tmp_path / "a.csv").write_text("image,is_sure,class_1,probability_1\n")
+        with CsvWriter(tmp_path / "a.csv", resume=True, **options) as writer:
+            writer.write(Prediction("a.png", ("x",), (0.9,), None, True))
+    assert (tmp_path / "a.csv").read_text() == "image,is_sure,class_1,probability_1\na.png,true,x,0.900000\n"
 
 
 def test_resume_refuses(call, run, photos, tmp_path):
@@ -306,7 +356,22 @@ def test_resume_refuses(call, run, photos, tmp_path):
     assert code == 2 and "Received: another format" in err
     call("predict", run.path, photos, "--csv", "--out", out)
     code, _, err = call("predict", run.path, photos, "--csv", "--out", out, "--resume", "--top-k", 1)
-    assert code == 2 and "with the same --top-k" in err
+    assert code == 2 and "with the same options. Received: " in err and "columns image, class_1" in err
+    assert len(rows(out)) == 40  # what was refused stays as it was
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.csv"]
+    lines = tmp_path / "out.jsonl"
+    call("predict", run.path, photos, "--jsonl", "--out", lines, "--threshold", 0)
+    for options, reason in (
+        (("--threshold", 0, "--top-k", 1), "a row of 5 classes"),
+        ((), "a row of image, is_sure, predictions"),
+        (("--threshold", 1), "is_sure=True, threshold=1.0"),
+    ):
+        code, _, err = call("predict", run.path, photos, "--jsonl", "--out", lines, "--resume", *options)
+        assert code == 2 and reason in err
+    foreign = tmp_path / "notes.csv"
+    foreign.write_text("a line\nand one without an end")
+    code, _, err = call("predict", run.path, photos, "--csv", "--out", foreign, "--resume")
+    assert code == 2 and foreign.read_text() == "a line\nand one without an end"
     code, _, err = call("predict", run.path, photos, "--parquet")
     assert code == 2 and "Pass --out FILE.parquet" in err
 

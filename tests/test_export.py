@@ -19,8 +19,9 @@ from vitreous.errors import ConfigError, DataError, ExportError, MissingDependen
 from vitreous.export import export_model, load_runtime, read_record
 from vitreous.export.child import BACKENDS, check_packages, run_child
 from vitreous.export.parity import CheckImages, collect_images, compare, generate_images
+from vitreous.export.record import metadata_path, parse_record
 from vitreous.export.reference import prepare_image
-from vitreous.export.write import create_record, write_export
+from vitreous.export.write import create_record, move_files, write_export
 from vitreous.model import create_predict_function
 from vitreous.spec import InputSpec, ViTConfig
 
@@ -93,18 +94,19 @@ def test_temperature_is_inside(run, keras_logits, tmp_path):
     assert "temperature 2.500 inside" in export.summary()
 
 
-@pytest.mark.parametrize("format", ["onnx", "openvino"])
-def test_int8_states_its_cost(run, folder, format, tmp_path):
+@pytest.mark.parametrize(("format", "batch_size"), [("onnx", 5), ("openvino", None)])
+def test_int8_states_its_cost(run, folder, format, batch_size, tmp_path):
     out = tmp_path / ("small.onnx" if format == "onnx" else "small.xml")
     others = shutil.copytree(folder, tmp_path / "others")
     (others / "red" / "0.png").rename(others / "red" / "zero.png")  # not the data of training: all of it counts
-    export = export_model(run, format=format, precision="int8", data=others, max_drop=100, out=out)
+    options = {"data": others, "max_drop": 100, "out": out, "batch_size": batch_size}
+    export = export_model(run, format=format, precision="int8", **options)
     parity = read_record(out).parity
     assert parity["measure"] == "accuracy"
     assert parity["num_images"] == 36
     assert 0 <= parity["after"] <= 1
     assert "(limit: a loss of 100 points)" in export.summary()
-    logits, _ = load_runtime(out)[0](generate_images(run.input_spec, 4))
+    logits, _ = load_runtime(out)[0](generate_images(run.input_spec, 5))
     assert np.isfinite(logits).all()
 
 
@@ -211,14 +213,16 @@ def test_a_bundle_needs_no_vitreous(run, format, batch_size, tmp_path):
     expected = json.loads((tmp_path / "elsewhere" / "expected.json").read_text())
     script = tmp_path / "elsewhere" / "run.py"
     assert "vitreous" not in script.read_text()
-    guard = "import sys; sys.modules['vitreous'] = None; import runpy; runpy.run_path(sys.argv[1])"
-    code = f"{guard.replace('sys.argv[1]', repr(str(script)))}"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    code = f"import sys; sys.modules['vitreous'] = None; import runpy; runpy.run_path({str(script)!r})"
+    images = ["elsewhere/example.png"] * 3 if batch_size else []  # more than a batch; without names, the example
+    result = subprocess.run([sys.executable, "-c", code, *images], capture_output=True, text=True, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    answer = json.loads(result.stdout)
-    assert answer["class"] == expected["class"]
-    assert answer["probability"] == pytest.approx(expected["probability"], abs=1e-5)
-    np.testing.assert_allclose(answer["logits"], expected["logits"], atol=1e-4)
+    answers = [json.loads(line) for line in result.stdout.splitlines()]
+    assert len(answers) == max(len(images), 1)
+    for answer in answers:
+        assert answer["class"] == expected["class"]
+        assert answer["probability"] == pytest.approx(expected["probability"], abs=1e-5)
+        np.testing.assert_allclose(answer["logits"], expected["logits"], atol=1e-4)
 
 
 @pytest.mark.parametrize("mode", ["crop", "squash", "pad"])
@@ -259,6 +263,11 @@ def test_wrong_arguments(run, tmp_path):
     (tmp_path / "full" / "file").write_text("x")
     with pytest.raises(ConfigError, match=r"Received: a folder that is none"):
         export_model(run, format="saved_model", out=tmp_path / "full")
+    with pytest.raises(ConfigError, match=r"Received: a file that is none"):
+        export_model(run, format="saved_model", out=tmp_path / "file")
+    (tmp_path / "m.bin").mkdir()
+    with pytest.raises(ConfigError, match=r"Received: a folder that is none, .*m\.bin"):
+        export_model(run, format="openvino", out=tmp_path / "m.xml")
     with pytest.raises(ExportError, match=r"Expected a folder that can be written"):
         export_model(run, format="onnx", out=tmp_path / "file" / "model.onnx")
     with pytest.raises(ConfigError, match=r"Received: batch_size=0"):
@@ -277,9 +286,58 @@ def test_files_that_are_no_exports(tmp_path):
     with pytest.raises(ExportError, match=r"with its metadata. Received: none in it, or beside it"):
         read_record(tmp_path / "a.xml")
     (tmp_path / "b.pt2").write_bytes(b"")
-    (tmp_path / "b.json").write_text('{"format": "torch"}')
-    with pytest.raises(ExportError, match=r"metadata that do not fit"):
+    for text in (b'{"format": "torch"}', b"[]", b"[" * 10**6):
+        (tmp_path / "b.json").write_bytes(text)
+        with pytest.raises(ExportError, match=r"metadata that do not fit"):
+            read_record(tmp_path / "b.pt2")
+    (tmp_path / "b.json").write_bytes(b"\xff")
+    with pytest.raises(ExportError, match=r"Expected its metadata in .*b\.json\. Received: 'utf-8' codec"):
         read_record(tmp_path / "b.pt2")
+    for name in ("b.json", "c.xml"):
+        with (tmp_path / name).open("wb") as file:
+            file.truncate(2**26 + 1)
+    for name in ("b.pt2", "c.xml"):
+        with pytest.raises(ExportError, match=r"Received: 67,108,865 bytes"):
+            read_record(tmp_path / name)
+
+
+def test_metadata_that_belong_to_another_file(run, tmp_path):
+    export = export_model(run, format="onnx", out=tmp_path / "m.onnx")
+    for changes, reason in (
+        ({"class_names": ("a", "b")}, r"Expected logits of shape \(None, 2\), .*Received: \('B', 3\)"),
+        ({"input": InputSpec(image_size=32)}, r"Expected images of shape \(None, 32, 32, 3\)"),
+        ({"batch_size": 4, "input": run.input_spec.replace(image_size=(16, 8))}, r"\(4, 16, 8, 3\)"),
+    ):
+        with pytest.raises(ExportError, match=reason):
+            load_runtime(export.path, record=export.record.replace(**changes))
+    text = export.record.replace(format="torch", precision="fp32").to_json()
+    with pytest.raises(ExportError, match=r"Received: the metadata of an export to torch"):
+        parse_record(text, export.path)
+    for changes in ({"temperature": 0.0}, {"temperature": float("nan")}, {"batch_size": 0}, {"class_names": ()}):
+        with pytest.raises(ConfigError, match=rf"Cannot use {next(iter(changes))}"):
+            export.record.replace(**changes)
+
+
+def test_a_folder_may_have_dots_and_is_replaced(tmp_path):
+    target = tmp_path / "photos-1.5-saved_model-fp32"
+    assert metadata_path(target) == target / "vitreous.json"
+    for text in ("old", "new"):
+        partial = tmp_path / "partial"
+        (partial / target.name).mkdir(parents=True)
+        (partial / target.name / "saved_model.pb").write_text(text)
+        assert list(move_files(partial, target)) == [f"{target.name}/saved_model.pb"]
+        shutil.rmtree(partial)
+    assert (target / "saved_model.pb").read_text() == "new"
+
+
+def test_a_model_of_nan_is_not_blamed_on_the_export(run, tmp_path):
+    nothing = np.full((36, 3), np.nan)
+    with (
+        mock.patch("vitreous.model.create_predict_function", lambda *arguments: lambda images: nothing[: len(images)]),
+        pytest.raises(ExportError, match=r"Received: NaN or infinity from the Keras model itself"),
+    ):
+        export_model(run, format="onnx", out=tmp_path / "m.onnx")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

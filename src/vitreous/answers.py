@@ -1,7 +1,8 @@
 """Files of predictions, written row by row: CSV, JSON, JSON lines, Parquet. An interrupted one can be gone on with.
 
 Rows go to `NAME.partial`, which becomes NAME when all images are done. CSV and JSON lines stay there when they are
-interrupted; with `resume`, the images that have a row are not asked for again.
+interrupted; with `resume`, the images that have a row are not asked for again. `NAME.partial.json` says what answered
+them, so that no file holds answers of two models.
 """
 
 import csv
@@ -10,6 +11,7 @@ import json
 import os
 from abc import ABC, abstractmethod
 from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
@@ -25,6 +27,11 @@ def partial_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.partial")
 
 
+def origin_path(path: Path) -> Path:
+    """Returns where it is written what answered the rows of an unfinished file."""
+    return path.with_name(f"{path.name}.partial.json")
+
+
 class AnswerWriter(ABC):
     """Writes predictions; a context manager.
 
@@ -32,8 +39,10 @@ class AnswerWriter(ABC):
         out: A file, which appears whole under its name; or a stream, which is left open.
         num_ranks: How many classes each row names.
         has_labels: Whether an image may have several labels.
-        has_threshold: Whether rows say if an answer is sure.
+        threshold: Probability from which an answer is sure; None for rows that do not say it.
         resume: Whether to go on with rows of an earlier start.
+        origin: What answers, as names and values fit for JSON: an unfinished file of another origin is not gone on
+            with.
 
     Attributes:
         done: {image: rows} that were there already.
@@ -43,12 +52,21 @@ class AnswerWriter(ABC):
     can_resume = False
 
     def __init__(
-        self, out: Path | TextIO, *, num_ranks: int, has_labels: bool, has_threshold: bool = False, resume: bool = False
+        self,
+        out: Path | TextIO,
+        *,
+        num_ranks: int,
+        has_labels: bool,
+        threshold: float | None = None,
+        resume: bool = False,
+        origin: Mapping[str, Any] | None = None,
     ):
         self.path = out if isinstance(out, Path) else None
         self.num_ranks = num_ranks
         self.has_labels = has_labels
-        self.has_threshold = has_threshold
+        self.threshold = threshold
+        self.has_threshold = threshold is not None
+        self.origin = dict(origin or {})
         self.done: Counter[str] = Counter()
         self.num_rows = 0
         if resume and (self.path is None or not self.can_resume):
@@ -60,14 +78,14 @@ class AnswerWriter(ABC):
         self.stream: Any = None if isinstance(out, Path) else out
 
     def __enter__(self) -> Self:
+        size = 0
         if self.path is not None:
-            partial = partial_path(self.path)
             if self.resume:
-                if not partial.exists() and self.path.exists():
-                    os.replace(self.path, partial)
-                self._cut(partial)
-            self.open(partial, "a" if self.resume else "w")
-        if not self.done:
+                size = self._go_on(self.path)
+            self.open(partial_path(self.path), "a" if self.resume else "w")
+            if self.can_resume:
+                origin_path(self.path).write_text(json.dumps(self.origin), encoding="utf-8")
+        if not size:
             self.begin()
         return self
 
@@ -82,32 +100,63 @@ class AnswerWriter(ABC):
         partial = partial_path(self.path)
         if kind is None:
             os.replace(partial, self.path)
-        elif not self.can_resume or not (self.num_rows or self.done):
-            partial.unlink(missing_ok=True)
-
-    def _cut(self, partial: Path) -> None:
-        """Reads the rows that are whole, and cuts off one that is not."""
-        if not partial.exists():
+        elif self.can_resume and (self.num_rows or self.done):
             return
-        with partial.open("r+b") as file:
-            size = file.seek(0, os.SEEK_END)
-            while size > 0:  # back to the last whole line
-                step = min(size, 1 << 16)
-                file.seek(size - step)
-                place = file.read(step).rfind(b"\n")
-                if place >= 0:
-                    size = size - step + place + 1
-                    break
-                size -= step
-            file.truncate(size)
+        partial.unlink(missing_ok=True)
+        origin_path(self.path).unlink(missing_ok=True)
+
+    def _go_on(self, path: Path) -> int:
+        """Reads the rows that are whole, and cuts off one that is not. Returns how many bytes stay.
+
+        Nothing is changed before all is known to fit.
+        """
+        partial = partial_path(path)
+        source = partial if partial.exists() else path
+        if not source.exists():
+            return 0
+        size = 0
         try:
-            with partial.open(newline="", encoding="utf-8", errors="surrogateescape") as text:
-                self.done = self.read(text) if size else Counter()
-        except (ValueError, KeyError, TypeError, csv.Error) as error:
+            if source == partial:
+                self._check_origin(origin_path(path))
+            with source.open("rb") as file:
+
+                def lines() -> Iterator[str]:
+                    nonlocal size
+                    for line in file:
+                        if line.endswith(b"\n"):
+                            size += len(line)
+                            yield line.decode("utf-8", "surrogateescape")
+
+                self.done = self.read(lines())
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError, csv.Error) as error:
             raise ConfigError(
-                f"Cannot resume {self.path}. Expected rows as this command writes them, with the same --top-k. "
-                f"Received: {partial}, {error}. Remove it, or leave out --resume."
+                f"Cannot resume {path}. Expected rows as this command writes them, of the same model, with the same "
+                f"options. Received: {source}, {error}. Remove it, or leave out --resume."
             ) from error
+        if source == path:
+            os.replace(path, partial)
+        os.truncate(partial, size)
+        return size
+
+    def _check_origin(self, path: Path) -> None:
+        """Raises `ValueError` if the rows of an unfinished file come from elsewhere."""
+        if not path.is_file():
+            return
+        before = json.loads(path.read_text(encoding="utf-8"))
+        now = json.loads(json.dumps(self.origin))
+        for name in sorted({*before, *now}):
+            if before.get(name) != now.get(name):
+                raise ValueError(f"{name}={before.get(name)!r} before, {now.get(name)!r} now")
+
+    def check_sure(self, share: float, is_sure: bool) -> None:
+        """Raises `ValueError` if a row was judged by another threshold; `share` is its highest probability.
+
+        With several labels an image, a row does not hold what the threshold is about.
+        """
+        if self.threshold is None or self.has_labels:
+            return
+        if abs(share - self.threshold) > 1e-6 and (share > self.threshold) != is_sure:  # CSV has 6 digits
+            raise ValueError(f"a row of probability {share} with is_sure={is_sure}, threshold={self.threshold}")
 
     def open(self, partial: Path, mode: str) -> None:
         """Opens the unfinished file."""
@@ -125,8 +174,12 @@ class AnswerWriter(ABC):
         """Writes what stands after the last row, if anything."""
         return
 
-    def read(self, text: TextIO) -> Counter[str]:
-        """Returns the images that have a row in an unfinished file."""
+    def read(self, lines: Iterator[str]) -> Counter[str]:
+        """Returns the images that have a row in an unfinished file, of which these are the whole lines.
+
+        Raises:
+            ValueError: If a row is not such as this writer writes.
+        """
         raise NotImplementedError
 
     def write(self, prediction: Prediction) -> None:
@@ -159,15 +212,19 @@ class CsvWriter(AnswerWriter):
         csv.writer(line, lineterminator="\n").writerow(values)
         self.stream.write(line.getvalue())
 
-    def read(self, text: TextIO) -> Counter[str]:
+    def read(self, lines: Iterator[str]) -> Counter[str]:
         """Returns the images that have a row."""
-        rows = csv.reader(text, strict=True)
-        if (header := next(rows, None)) != self.columns():
-            raise ValueError(f"columns {header}")
+        rows, columns = csv.reader(lines, strict=True), self.columns()
         done: Counter[str] = Counter()
+        if (header := next(rows, None)) is None:
+            return done
+        if header != columns:
+            raise ValueError(f"columns {', '.join(header)}")
+        share = columns.index("probability_1")
         for row in rows:
-            if len(row) != len(self.columns()):
+            if len(row) != len(columns):
                 raise ValueError(f"a row of {len(row)} values")
+            self.check_sure(float(row[share]), row[1] == "true")
             done[row[0]] += 1
         return done
 
@@ -186,9 +243,21 @@ class JsonLinesWriter(AnswerWriter):
 
     can_resume = True
 
-    def read(self, text: TextIO) -> Counter[str]:
+    def read(self, lines: Iterator[str]) -> Counter[str]:
         """Returns the images that have a row."""
-        return Counter(json.loads(line)["image"] for line in text)
+        keys = {"image", "predictions"}
+        keys |= {"is_sure"} if self.has_threshold else set()
+        keys |= {"labels"} if self.has_labels else set()
+        done: Counter[str] = Counter()
+        for line in lines:
+            row = json.loads(line)
+            if set(row) != keys:
+                raise ValueError(f"a row of {', '.join(row)}")
+            if len(row["predictions"]) != self.num_ranks:
+                raise ValueError(f"a row of {len(row['predictions'])} classes")
+            self.check_sure(row["predictions"][0]["probability"], row.get("is_sure", True))
+            done[row["image"]] += 1
+        return done
 
     def write_row(self, prediction: Prediction) -> None:
         """Writes a row."""

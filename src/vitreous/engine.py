@@ -24,11 +24,11 @@ from vitreous.backend import count_cores, has_gpu, is_installed, select_backend,
 from vitreous.calibration import check_threshold, get_confidence
 from vitreous.data import DataConfig, ImageSet, decode_image, load_images, resize_image
 from vitreous.data.sources.contents import reason_of
-from vitreous.errors import ConfigError, ImageError, MissingPathError
+from vitreous.errors import ConfigError, ExportError, ImageError, MissingPathError
 from vitreous.evaluation import sigmoid, softmax
 from vitreous.export.record import ExportPrecision, find_format
 from vitreous.export.runtimes import Outputs, Runtime, load_runtime
-from vitreous.spec import InputSpec
+from vitreous.spec import InputSpec, check_minimum
 from vitreous.training import Run, load_run
 
 BATCH = 16
@@ -111,6 +111,7 @@ class Engine:
         input_spec: What images must look like for `logits`.
         temperature: Logits divided by it give calibrated probabilities.
         is_multi_label: Whether an image may have several labels.
+        precision: What it was exported in; `"fp32"` for a run on Keras.
         description: What computes, in words.
 
     Raises:
@@ -139,7 +140,8 @@ class Engine:
         on_message: Callable[[str], None] | None = None,
     ):
         say = on_message or (lambda text: None)
-        self.num_threads = num_threads or count_cores()
+        self.num_threads = count_cores() if num_threads is None else num_threads
+        check_minimum(1, num_threads=self.num_threads)
         cache = _cache_folder(say)
         compiled = None if cache is None else cache / "openvino"
         options: dict[str, Any] = {
@@ -167,7 +169,12 @@ class Engine:
             why = _why_keras(backend)
             if why is None:
                 file, self._temporary = _find_export(run, precision or "fp32", cache, say)
-                self.runtime, record = load_runtime(file, **options)
+                try:
+                    self.runtime, record = load_runtime(file, **options)
+                except ExportError:  # damaged in the cache
+                    file.unlink(missing_ok=True)
+                    file, self._temporary = _find_export(run, precision or "fp32", cache, say)
+                    self.runtime, record = load_runtime(file, **options)
             else:
                 if precision == "bf16":
                     raise ConfigError(
@@ -183,6 +190,7 @@ class Engine:
         self.class_names: tuple[str, ...] = record.class_names
         self.input_spec: InputSpec = record.input
         self.temperature = record.temperature
+        self.precision: str = record.precision
         self.is_multi_label = record.is_multi_label
         self.description = self.runtime.name
         say(f"Engine   {self.description}")
@@ -274,10 +282,14 @@ class Engine:
         if isinstance(images, ImageSet):
             found = images
             return ((_name(found, i), lambda i=i: self._load(found, i)) for i in range(len(found))), len(found)
-        if not isinstance(images, Iterable):
+        is_one = isinstance(images, bytes | bytearray)
+        if isinstance(images, np.ndarray):  # its rows are no images
+            is_one = images.ndim not in (3, 4) or (images.ndim == 3 and images.shape[2] in (1, 3))
+        if is_one or not isinstance(images, Iterable):
+            shape = f" of shape {images.shape}" if isinstance(images, np.ndarray) else ""
             raise ConfigError(
                 "Cannot predict. Expected paths, an ImageSet, arrays, or an iterator over files, bytes and arrays. "
-                f"Received: a {type(images).__name__}. Pass one of these."
+                f"Received: a {type(images).__name__}{shape}. Pass one of these; one image in a list."
             )
         total = len(images) if isinstance(images, Sized) else None
         return ((_item_name(item, i), lambda item=item: self._decode(item)) for i, item in enumerate(images)), total
@@ -436,6 +448,9 @@ def _cache_folder(say: Callable[[str], None]) -> Path | None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         say(f"Engine   cannot keep anything in {folder}: {error.strerror or error}")
+        return None
+    if not os.access(folder, os.W_OK):
+        say(f"Engine   cannot keep anything in {folder}: it cannot be written")
         return None
     return folder
 

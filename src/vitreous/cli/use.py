@@ -1,5 +1,6 @@
 """Commands that put data and a run to use: classify, look for what is wrong."""
 
+import hashlib
 import os
 import sys
 from pathlib import Path
@@ -83,14 +84,18 @@ def predict(
     failed: list[tuple[str, str]] = []
     is_each_named = all(os.path.isfile(image) and is_image_name(str(image)) for image in images)
     engine = Engine(run, precision=precision, backend=backend, on_message=lambda text: print(text, file=sys.stderr))
+    origin: dict[str, object] = {}
+    if out is not None:
+        origin = {"model": _digest(run), "precision": engine.precision, "threshold": threshold, "top_k": top_k}
     with (
         open_answers(
             formats[0] if formats else "text",
             out,
             num_ranks=min(top_k, len(engine.class_names)),
             has_labels=engine.is_multi_label,
-            has_threshold=threshold is not None,
+            threshold=threshold,
             resume=resume,
+            origin=origin,
         ) as writer,
         show_progress("images") as on_progress,
     ):
@@ -108,6 +113,13 @@ def predict(
     for name, reason in failed:
         print(f"Warning: left out {escape_text(name)}: {reason}", file=sys.stderr)
     return 0
+
+
+def _digest(run: Path) -> str:
+    """Returns what tells the weights of a run, or of an export, from others."""
+    file = run / "model.keras" if run.is_dir() else run.with_suffix(".bin") if run.suffix == ".xml" else run
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def export(

@@ -25,28 +25,48 @@ _RUN = {
     "onnx": """\
 import onnxruntime
 session = onnxruntime.InferenceSession({name!r})
-logits, probabilities = session.run(["logits", "probabilities"], {{"images": images}})
+
+
+def infer(images):
+    return session.run(["logits", "probabilities"], {{"images": images}})
 """,
     "openvino": """\
 import openvino
 options = {{"INFERENCE_PRECISION_HINT": {hint!r}}}  # without it, OpenVINO chooses by the processor
-outputs = openvino.compile_model({name!r}, "CPU", options)(images)
-logits, probabilities = outputs["logits"], outputs["probabilities"]
+model = openvino.compile_model({name!r}, "CPU", options)
+
+
+def infer(images):
+    outputs = model(images)
+    return outputs["logits"], outputs["probabilities"]
 """,
     "litert": """\
 from ai_edge_litert.interpreter import Interpreter
-outputs = Interpreter({name!r}).get_signature_runner("serving_default")(images=images)
-logits, probabilities = outputs["logits"], outputs["probabilities"]
+model = Interpreter({name!r}).get_signature_runner("serving_default")
+
+
+def infer(images):
+    outputs = model(images=images)
+    return outputs["logits"], outputs["probabilities"]
 """,
     "saved_model": """\
 import tensorflow
-outputs = tensorflow.saved_model.load({name!r}).signatures["serving_default"](images=tensorflow.constant(images))
-logits, probabilities = outputs["logits"].numpy(), outputs["probabilities"].numpy()
+model = tensorflow.saved_model.load({name!r})
+
+
+def infer(images):
+    outputs = model.signatures["serving_default"](images=tensorflow.constant(images))
+    return outputs["logits"].numpy(), outputs["probabilities"].numpy()
 """,
     "torch": """\
 import torch
-outputs = torch.export.load({name!r}).module()(torch.from_numpy(images))
-logits, probabilities = outputs["logits"].numpy(), outputs["probabilities"].numpy()
+model = torch.export.load({name!r}).module()
+
+
+def infer(images):
+    with torch.no_grad():
+        outputs = model(torch.from_numpy(images))
+    return outputs["logits"].numpy(), outputs["probabilities"].numpy()
 """,
 }
 _HEAD = '''\
@@ -64,16 +84,19 @@ _LOAD = """
 paths = [os.path.abspath(path) for path in sys.argv[1:]] or ["example.png"]
 os.chdir(os.path.dirname(os.path.abspath(__file__)))
 metadata = json.load(open("metadata.json", encoding="utf-8"))
-images = np.concatenate([prepare_image(path, metadata["input"]) for path in paths])
-"""
-_FIXED = """\
-count, size = len(images), {batch_size}  # the model takes batches of this size
-images = np.concatenate([images, np.zeros((size - count, *images.shape[1:]), "uint8")])
+
 """
 _PRINT = """
-for path, row, shares in zip(paths, logits, probabilities):
-    answer = metadata["class_names"][int(shares.argmax())]
-    print(json.dumps({"image": path, "class": answer, "probability": float(shares.max()), "logits": row.tolist()}))
+
+size = metadata["batch_size"] or 16  # a number there: the model takes batches of that size and no other
+for start in range(0, len(paths), size):
+    batch = paths[start : start + size]
+    images = np.concatenate([prepare_image(path, metadata["input"]) for path in batch])
+    if metadata["batch_size"]:
+        images = np.concatenate([images, np.zeros((size - len(images), *images.shape[1:]), "uint8")])
+    for path, row, shares in zip(batch, *infer(images)):
+        answer = metadata["class_names"][int(shares.argmax())]
+        print(json.dumps({"image": path, "class": answer, "probability": float(shares.max()), "logits": row.tolist()}))
 """
 
 
@@ -95,8 +118,6 @@ def write_bundle(
         "  # type: ignore[no-untyped-def]  # read by people who need no types", ""
     )
     script = _HEAD.format(packages=packages) + "\n" + code + "\n" + _LOAD
-    if record.batch_size:
-        script += _FIXED.format(batch_size=record.batch_size)
     script += _RUN[record.format].format(name=name, hint=record.inference_precision) + _PRINT
     picture = io.BytesIO()
     Image.fromarray(example if example.shape[-1] == 3 else example[..., 0]).save(picture, "PNG")

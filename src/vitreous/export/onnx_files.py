@@ -23,7 +23,7 @@ def save_onnx(model: Any, path: Path, record: ExportRecord) -> None:
     onnx.save(model, path)
 
 
-def quantize_onnx(model: Any, images: CheckImages) -> Any:
+def quantize_onnx(model: Any, images: CheckImages, batch_size: int | None = None) -> Any:
     """Returns the model with its dense layers in 8 bits, calibrated on images.
 
     Weights are quantised channel by channel, activations over their range on the images; the products of attention,
@@ -32,6 +32,7 @@ def quantize_onnx(model: Any, images: CheckImages) -> Any:
     Args:
         model: An `onnx.ModelProto`.
         images: What to calibrate on.
+        batch_size: Of the model, where that is fixed.
 
     Source: onnxruntime's static quantiser (QDQ), https://onnxruntime.ai/docs/performance/model-optimizations/.
     """
@@ -43,7 +44,7 @@ def quantize_onnx(model: Any, images: CheckImages) -> Any:
 
     class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
-            self.batches: Iterator[np.ndarray] = images.batches()
+            self.batches: Iterator[np.ndarray] = images.filled(batch_size)
 
         def get_next(self) -> dict[str, np.ndarray] | None:
             batch = next(self.batches, None)

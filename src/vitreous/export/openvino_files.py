@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import itertools
 import logging
 import os
 from collections.abc import Iterator
@@ -32,12 +33,13 @@ def save_openvino(model: Any, path: Path, record: ExportRecord) -> None:
     import_openvino().save_model(model, path, compress_to_fp16=record.precision in ("fp16", "bf16"))
 
 
-def quantize_openvino(model: Any, images: CheckImages) -> Any:
+def quantize_openvino(model: Any, images: CheckImages, batch_size: int | None = None) -> Any:
     """Returns an OpenVINO model in 8 bits, calibrated on images.
 
     Args:
         model: The model in fp32.
         images: What to calibrate on; up to 300 are used.
+        batch_size: Of the model, where that is fixed.
 
     Source: NNCF's post-training quantisation, https://github.com/openvinotoolkit/nncf, with its settings for
     transformers.
@@ -48,12 +50,12 @@ def quantize_openvino(model: Any, images: CheckImages) -> Any:
             import nncf
         except ImportError as error:
             raise MissingDependencyError("nncf", "int8", "An export to OpenVINO in int8") from error
-        dataset = nncf.Dataset(list(images.batches(1))[:300], lambda batch: {INPUT: batch})
+        batches = list(itertools.islice(images.filled(batch_size or 1), -(-300 // (batch_size or 1))))
         return nncf.quantize(
             model,
-            dataset,
+            nncf.Dataset(batches, lambda batch: {INPUT: batch}),
             model_type=nncf.ModelType.TRANSFORMER,
-            subset_size=min(300, len(images.images)),
+            subset_size=len(batches),
         )
 
 

@@ -43,6 +43,12 @@ class CheckImages:
         for start in range(0, len(self.images), size):
             yield self.images[start : start + size]
 
+    def filled(self, size: int | None = None) -> Iterator[np.ndarray]:
+        """Yields batches to calibrate on; those of a fixed `size` are filled up with the first images, over again."""
+        for batch in self.batches(size or _BATCH):
+            missing = 0 if size is None else size - len(batch)
+            yield np.concatenate([batch, np.resize(self.images, (missing, *batch.shape[1:]))]) if missing else batch
+
 
 def collect_images(run: Run, *, data: str | Path | None = None, need_labels: bool = False) -> CheckImages:
     """Returns images to check an export of a run on.

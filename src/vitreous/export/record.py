@@ -1,19 +1,22 @@
 """What an export says of itself: classes, preprocessing, calibration, precision, and how well it agrees."""
 
 import json
+import math
 import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from vitreous.errors import ConfigError, ExportError, MissingPathError
-from vitreous.spec import InputSpec, Record, check_types
+from vitreous.spec import InputSpec, Record, check, check_minimum, check_types
 
 Format = Literal["onnx", "openvino", "litert", "saved_model", "torch"]
 ExportPrecision = Literal["fp32", "fp16", "bf16", "int8"]
 
 KEY = "vitreous"
 """Name of the metadata inside ONNX and OpenVINO files."""
+
+_MAX_BYTES = 2**26  # of metadata, or of an OpenVINO .xml, whose weights lie elsewhere
 
 FORMATS: dict[str, tuple[str, tuple[str, ...]]] = {
     "onnx": (".onnx", ("fp32", "fp16", "int8")),
@@ -55,6 +58,17 @@ class ExportRecord(Record):
     run: str = ""
     versions: dict[str, Any] = None  # type: ignore[assignment]
 
+    def __post_init__(self) -> None:
+        check_minimum(1, batch_size=1 if self.batch_size is None else self.batch_size)
+        check(
+            0 < self.temperature < math.inf,
+            "Cannot use temperature.",
+            "a positive number",
+            f"temperature={self.temperature}",
+            "Pass 1.0 for probabilities as they are.",
+        )
+        check(bool(self.class_names), "Cannot use class_names.", "one or more", "none", "Name the classes.")
+
     def to_json(self) -> str:
         """Returns the record as JSON."""
         return json.dumps(self.to_dict(), ensure_ascii=False, indent=2)
@@ -62,7 +76,8 @@ class ExportRecord(Record):
 
 def metadata_path(path: Path) -> Path:
     """Returns the JSON file beside an export that holds its metadata: inside the folder of a SavedModel."""
-    return path / "vitreous.json" if path.suffix == "" else path.with_suffix(".json")
+    is_file = any(suffix and path.suffix == suffix for suffix, _ in FORMATS.values())  # a folder may have dots too
+    return path.with_suffix(".json") if is_file else path / "vitreous.json"
 
 
 def check_precision(format: str, precision: str) -> None:
@@ -108,7 +123,7 @@ def read_record(path: str | Path) -> ExportRecord:
             text = _openvino_metadata(path)
         case "litert" | "saved_model" | "torch":
             beside = metadata_path(path)
-            text = beside.read_text(encoding="utf-8") if beside.is_file() else None
+            text = _read_text(beside, path) if beside.is_file() else None
     return parse_record(text, path)
 
 
@@ -118,9 +133,24 @@ def parse_record(text: str | None, path: Path) -> ExportRecord:
     if text is None:
         raise ExportError(f"{what} Received: none in it, or beside it. Export the run again.")
     try:
-        return ExportRecord.from_dict(json.loads(text))
-    except (ValueError, TypeError, LookupError) as error:
-        raise ExportError(f"{what} Received: metadata that do not fit ({error}) Export the run again.") from error
+        record = ExportRecord.from_dict(json.loads(text))
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        reason = str(error).rstrip(".")
+        raise ExportError(f"{what} Received: metadata that do not fit ({reason}). Export the run again.") from error
+    if record.format != find_format(path):  # two exports of one name may share a .json
+        raise ExportError(f"{what} Received: the metadata of an export to {record.format}. Export the run again.")
+    return record
+
+
+def _read_text(beside: Path, path: Path) -> str:
+    """Returns the metadata that lie beside an export, or raises `ExportError`."""
+    what = f"Cannot read the export {path}. Expected its metadata in {beside}."
+    if (size := beside.stat().st_size) > _MAX_BYTES:
+        raise ExportError(f"{what} Received: {size:,} bytes, more than {_MAX_BYTES:,}. Export the run again.")
+    try:
+        return beside.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ExportError(f"{what} Received: {error}. Export the run again.") from error
 
 
 def _onnx_metadata(path: Path) -> str | None:
@@ -136,6 +166,11 @@ def _onnx_metadata(path: Path) -> str | None:
 
 
 def _openvino_metadata(path: Path) -> str | None:
+    if (size := path.stat().st_size) > _MAX_BYTES:
+        raise ExportError(
+            f"Cannot read the export {path}. Expected an OpenVINO .xml of at most {_MAX_BYTES:,} bytes; weights lie in "
+            f"the .bin. Received: {size:,} bytes. Export the run again."
+        )
     try:
         root = ElementTree.parse(path).getroot()
     except ElementTree.ParseError as error:

@@ -1,5 +1,6 @@
 """Exported files in their own runtimes: uint8 images in, logits and probabilities out. None of them needs Keras."""
 
+import hashlib
 import sys
 import threading
 from abc import ABC, abstractmethod
@@ -14,6 +15,7 @@ from vitreous.backend import count_cores
 from vitreous.errors import ConfigError, ExportError, MissingDependencyError
 from vitreous.export.graph import INPUT, LOGITS, PROBABILITIES
 from vitreous.export.record import KEY, ExportRecord, find_format, parse_record, read_record
+from vitreous.spec import check_minimum
 
 Outputs = tuple[np.ndarray, np.ndarray]
 
@@ -40,7 +42,15 @@ class Runtime(ABC):
             yield self(batch)
 
 
-class OnnxRuntime(Runtime):
+class FileRuntime(Runtime):
+    """What the runtimes of files share: they know what the file takes and gives."""
+
+    @abstractmethod
+    def shapes(self) -> dict[str, tuple[Any, ...]]:
+        """Returns the shape of each input and output by its name; an axis of any size is no positive integer."""
+
+
+class OnnxRuntime(FileRuntime):
     """An `.onnx` file in onnxruntime, on the CPU."""
 
     def __init__(self, path: Path, record: ExportRecord | None, num_threads: int):
@@ -63,8 +73,12 @@ class OnnxRuntime(Runtime):
         logits, probabilities = self.session.run([LOGITS, PROBABILITIES], {INPUT: images})
         return logits, probabilities
 
+    def shapes(self) -> dict[str, tuple[Any, ...]]:
+        """Returns the shape of each input and output."""
+        return {port.name: tuple(port.shape) for port in (*self.session.get_inputs(), *self.session.get_outputs())}
 
-class OpenVINORuntime(Runtime):
+
+class OpenVINORuntime(FileRuntime):
     """An OpenVINO `.xml` on the CPU, in the precision that it was exported for, and no other.
 
     Args:
@@ -89,8 +103,9 @@ class OpenVINORuntime(Runtime):
         }
         core = openvino.Core()
         if cache_dir is not None:
-            cache_dir.mkdir(parents=True, exist_ok=True)
-            core.set_property({"CACHE_DIR": str(cache_dir)})
+            folder = cache_dir / _state_of(path, path.with_suffix(".bin"))
+            folder.mkdir(parents=True, exist_ok=True)
+            core.set_property({"CACHE_DIR": str(folder)})
         try:
             self.model = core.compile_model(path, "CPU", options)
         except RuntimeError as error:
@@ -103,6 +118,14 @@ class OpenVINORuntime(Runtime):
             self._of_thread.request = self.model.create_infer_request()
         self._of_thread.request.infer({INPUT: images}, share_inputs=True)
         return self._outputs(self._of_thread.request)
+
+    def shapes(self) -> dict[str, tuple[Any, ...]]:
+        """Returns the shape of each input and output."""
+        return {
+            name: tuple(axis.get_length() if axis.is_static else None for axis in port.partial_shape)
+            for port in (*self.model.inputs, *self.model.outputs)
+            for name in port.names
+        }
 
     @staticmethod
     def _outputs(request: Any) -> Outputs:
@@ -131,7 +154,7 @@ class OpenVINORuntime(Runtime):
                 request.wait()
 
 
-class LiteRTRuntime(Runtime):
+class LiteRTRuntime(FileRuntime):
     """A `.tflite` file in LiteRT, one call at a time."""
 
     def __init__(self, path: Path, record: ExportRecord, num_threads: int):
@@ -152,6 +175,22 @@ class LiteRTRuntime(Runtime):
         with self.lock:
             outputs = self.runner(**{INPUT: images})
             return np.array(outputs[LOGITS]), np.array(outputs[PROBABILITIES])
+
+    def shapes(self) -> dict[str, tuple[Any, ...]]:
+        """Returns the shape of each input and output."""
+        ports = {**self.runner.get_input_details(), **self.runner.get_output_details()}
+        return {name: tuple(int(size) for size in port["shape_signature"]) for name, port in ports.items()}
+
+
+def _state_of(*paths: Path) -> str:
+    """Returns a name that changes with any of these files.
+
+    OpenVINO finds what it compiled by path and time of the .xml: it would answer with the weights of a .bin that has
+    been replaced since. The time of the last change of a file's state cannot be set, as that of its contents can.
+    """
+    states = [path.stat() for path in paths if path.exists()]
+    known = [(state.st_size, state.st_mtime_ns, state.st_ctime_ns) for state in states]
+    return hashlib.sha256(repr((str(paths[0].resolve()), known)).encode()).hexdigest()[:24]
 
 
 def import_openvino() -> Any:
@@ -181,6 +220,27 @@ def _cannot_load(path: Path, error: Exception) -> ExportError:
     return ExportError(f"Cannot load {path}. Expected a whole export. Received: {reason}. Export the run again.")
 
 
+def _check_fits(runtime: FileRuntime, record: ExportRecord, path: Path) -> None:
+    """Raises `ExportError` unless the file takes and gives what its metadata say."""
+    batch, classes = record.batch_size, len(record.class_names)
+    found = runtime.shapes()
+    for name, wanted in (
+        (INPUT, (batch, *record.input.image_size, record.input.num_channels)),
+        (LOGITS, (batch, classes)),
+        (PROBABILITIES, (batch, classes)),
+    ):
+        shape = found.get(name)
+        is_same = shape is not None and len(shape) == len(wanted)
+        for size, other in zip(shape or (), wanted, strict=False):
+            is_open = not isinstance(size, int) or size < 1  # converters leave axes open whose size they do not know
+            is_same = is_same and (is_open or size == other)
+        if not is_same:
+            raise ExportError(
+                f"Cannot load {path}. Expected {name} of shape {wanted}, as its metadata say. "
+                f"Received: {'none' if shape is None else shape}. Export the run again."
+            )
+
+
 def load_runtime(
     path: str | Path,
     *,
@@ -205,17 +265,24 @@ def load_runtime(
         MissingDependencyError: If its runtime is not installed.
     """
     path = Path(path)
-    threads = num_threads or count_cores()
+    threads = count_cores() if num_threads is None else num_threads
+    check_minimum(1, num_threads=threads)
+    runtime: FileRuntime
     if path.is_file() and find_format(path) == "onnx":  # onnxruntime reads the metadata: onnx itself is not needed
-        runtime = OnnxRuntime(path, record, threads)
-        return runtime, runtime.record
-    record = record or read_record(path)
-    match find_format(path):
-        case "openvino":
-            return OpenVINORuntime(path, record, threads, cache_dir, is_latency=is_latency), record
-        case "litert":
-            return LiteRTRuntime(path, record, threads), record
-    raise ConfigError(
-        f"Cannot predict with {path}. Expected an .onnx, an OpenVINO .xml or a .tflite file, or a run folder. "
-        f"Received: an export to {record.format}. Load it in its own library, or export to one of these."
-    )
+        onnx = OnnxRuntime(path, record, threads)
+        runtime, record = onnx, onnx.record
+    else:
+        record = record or read_record(path)
+        match find_format(path):
+            case "openvino":
+                runtime = OpenVINORuntime(path, record, threads, cache_dir, is_latency=is_latency)
+            case "litert":
+                runtime = LiteRTRuntime(path, record, threads)
+            case _:
+                raise ConfigError(
+                    f"Cannot predict with {path}. Expected an .onnx, an OpenVINO .xml or a .tflite file, or a run "
+                    f"folder. Received: an export to {record.format}. Load it in its own library, or export to one of "
+                    "these."
+                )
+    _check_fits(runtime, record, path)
+    return runtime, record

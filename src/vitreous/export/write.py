@@ -195,6 +195,11 @@ def write_export(
         place = partial / target.name
         say(f"Running {len(images.images)} {images.source} through the Keras model")
         (expected,) = run_batches(create_predict_function(model, record.input), images)
+        if not np.isfinite(expected).all():
+            raise ExportError(
+                f"Cannot export {run.path}. Expected a model that gives finite logits. Received: NaN or infinity from "
+                "the Keras model itself. Train it again."
+            )
         say(f"Writing {record.format} in {record.precision}")
         logits, probabilities, save = _write(run, model, place, record, images)
         parity = compare(
@@ -211,10 +216,10 @@ def write_export(
         record = record.replace(parity=parity)
         save(record)
         shutil.rmtree(partial / "scratch", ignore_errors=True)
-        files = _move(partial, target)
+        files = move_files(partial, target)
         archive = None
         if bundle:
-            archive = target.with_name(f"{target.stem}.zip")
+            archive = target.with_name(f"{target.stem if FORMATS[record.format][0] else target.name}.zip")
             best = int(probabilities[0].argmax())
             answer = {
                 "class": record.class_names[best],
@@ -271,7 +276,7 @@ def _write(
     )
     graph = graph if is_onnx else convert_to_openvino(graph)
     if record.precision == "int8":
-        graph = quantize_onnx(graph, images) if is_onnx else quantize_openvino(graph, images)
+        graph = (quantize_onnx if is_onnx else quantize_openvino)(graph, images, record.batch_size)
 
     def save(done: ExportRecord) -> None:
         (save_onnx if is_onnx else save_openvino)(graph, place, done)
@@ -285,22 +290,30 @@ def _write(
 def _target(run: Run, format: str, precision: str, out: str | Path | None) -> Path:
     """Returns where an export goes, if it may."""
     suffix = FORMATS[format][0]
-    if out is None:
-        return run.path / "export" / f"{run.path.name}-{format}-{precision}{suffix}"
-    path = Path(out)
-    if path.suffix != suffix:
+    path = run.path / "export" / f"{run.path.name}-{format}-{precision}{suffix}" if out is None else Path(out)
+    if out is not None and path.suffix != suffix:
         expected = f"a path that ends in {suffix}" if suffix else "the path of a folder, without a suffix"
         raise ConfigError(
             f"Cannot export to {path}. Expected {expected}, for format={format!r}. Received: out={str(path)!r}. "
             "Pass another --out, or another --format."
         )
-    is_taken = path.is_dir() and (bool(suffix) or (any(path.iterdir()) and find_format(path) != format))
-    if is_taken:
-        raise ConfigError(
-            f"Cannot export to {path}. Expected a free path, or an export to replace. Received: a folder that is "
-            "none. Pass another --out."
-        )
+    _check_free(path, format)
     return path
+
+
+def _check_free(path: Path, format: str) -> None:
+    """Raises `ConfigError` if an export would take the place of something that is none."""
+    if FORMATS[format][0]:
+        beside = {"onnx": [], "openvino": [path.with_suffix(".bin")]}.get(format, [metadata_path(path)])
+        taken = [place for place in (path, *beside) if place.is_dir()]
+    else:
+        is_free = not path.exists() or (path.is_dir() and (not any(path.iterdir()) or find_format(path) == format))
+        taken = [] if is_free else [path]
+    if taken:
+        raise ConfigError(
+            f"Cannot export to {path}. Expected a free path, or an export to replace. "
+            f"Received: a {'folder' if taken[0].is_dir() else 'file'} that is none, {taken[0]}. Pass another --out."
+        )
 
 
 def _check_packages(format: str, precision: str) -> None:
@@ -323,12 +336,13 @@ def _versions(format: str) -> dict[str, str]:
     return found
 
 
-def _move(partial: Path, target: Path) -> dict[str, Path]:
+def move_files(partial: Path, target: Path) -> dict[str, Path]:
     """Moves what lies in `partial` beside the target. Returns {name in a bundle: file}, the model first."""
     for path in sorted(partial.iterdir()):
         place = target.with_name(path.name)
-        if place.is_dir():
-            shutil.rmtree(place)
+        if place.is_dir():  # nothing takes the place of a folder in one step: the old one goes aside first
+            aside = partial / f"{path.name}.old"
+            os.replace(place, aside)
         os.replace(path, place)
     if target.is_dir():
         return {f"{target.name}/{p.relative_to(target)}": p for p in sorted(target.rglob("*")) if p.is_file()}
