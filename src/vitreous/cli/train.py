@@ -12,12 +12,14 @@ from vitreous.cli.options import (
     ARCHITECTURE,
     AUGMENTATION,
     DATA,
+    DISTILLATION,
     OPTIMIZER,
     RECIPE,
     ArchitectureOptions,
     AugmentOptions,
     Backend,
     DataOptions,
+    DistillationOptions,
     MaskedOptions,
     OptimizerOptions,
     RecipeOptions,
@@ -43,6 +45,7 @@ def train(
     out: Path | None = None,
     recipe: str | None = None,
     pretrained: str | None = None,
+    teacher: str | None = None,
     image_size: str | None = None,
     seed: int = 0,
     folds: int | None = None,
@@ -52,6 +55,7 @@ def train(
     data_options: Annotated[DataOptions | None, Parameter(name="*", group=DATA)] = None,
     options: Annotated[RecipeOptions | None, Parameter(name="*", group=RECIPE)] = None,
     optimizer: Annotated[OptimizerOptions | None, Parameter(group=OPTIMIZER)] = None,
+    distillation: Annotated[DistillationOptions | None, Parameter(group=DISTILLATION)] = None,
     augment: Annotated[AugmentOptions | None, Parameter(group=AUGMENTATION)] = None,
     architecture: Annotated[ArchitectureOptions | None, Parameter(group=ARCHITECTURE)] = None,
 ) -> int:
@@ -66,6 +70,8 @@ def train(
         out: Folder of the run. Default: the first free runs/DATA-N.
         recipe: Name of a recipe, or a TOML file. Default: chosen from the data.
         pretrained: Weights to start from: timm/NAME.TAG, hf:OWNER/NAME, or a local file or folder.
+        teacher: A trained model to learn from beside the labels, of the same classes: a run, timm/NAME.TAG,
+            hf:OWNER/NAME, or a file.
         image_size: Image height and width in pixels: 224, or 192x256. Default: the recipe's.
         seed: Decides splits, first weights, order and augmentation.
         folds: Train so many runs, each with another part of the images as test set, and give mean and spread; with
@@ -75,12 +81,14 @@ def train(
         data_options: Columns and splits.
         options: Values that differ from the recipe's.
         optimizer: Values that differ from the recipe's.
+        distillation: How to learn from the teacher; values that differ from the recipe's.
         augment: Values that differ from the recipe's.
         architecture: Values in which the model differs from its name's.
     """
     changes = {
         **given(data_options),
         **recipe_changes(options, image_size, optimizer, augment, architecture),
+        "distillation": given(distillation) or None,
     }
     start_backend(backend)
     from vitreous.calibration import describe_calibration
@@ -92,6 +100,7 @@ def train(
         "out": out,
         "recipe": recipe,
         "pretrained": pretrained,
+        "teacher": teacher,
         "seed": seed,
         "overwrite": overwrite,
         "track": track or (),

@@ -17,7 +17,7 @@ from vitreous.spec import InputSpec
 from vitreous.training.optimizer import Optimizer
 from vitreous.training.progress import Reporter, Status
 from vitreous.training.recipe import OptimizerConfig
-from vitreous.training.schedules import average_decay, learning_rate
+from vitreous.training.schedules import average_decay, learning_rates
 from vitreous.training.step import create_step
 
 _EVALUATIONS = 50  # at most so many while training, and one at the end
@@ -160,15 +160,10 @@ def fit(
         batches = train.epoch(epoch)
         epoch += 1
         for batch in batches:
-            rate = learning_rate(
-                min(get_progress() + half_step, 1.0),
-                peak=config.learning_rate,
-                warmup_fraction=config.warmup_fraction,
-                final_fraction=config.final_fraction,
-            )
+            rate, body_rate = learning_rates(min(get_progress() + half_step, 1.0), config)
             history.num_steps += 1
             decay = average_decay(history.num_steps, get_progress(), horizon_fraction=config.average_fraction)
-            batch_loss, correct = step(batch, learning_rate=rate, decay=decay)
+            batch_loss, correct = step(batch, learning_rate=rate, body_rate=body_rate, decay=decay)
             if history.num_steps == 1:
                 _check_finite(float(batch_loss), 1, config)
                 schedule_start = time.monotonic()

@@ -14,6 +14,7 @@ from keras import ops
 
 from vitreous.errors import ConfigError
 from vitreous.spec import ViTConfig
+from vitreous.training.lora import LowRankUpdate, add_updates
 from vitreous.training.recipe import OptimizerConfig
 
 _BETA_1, _EPSILON = 0.9, 1e-8
@@ -31,6 +32,11 @@ def is_muon(path: str) -> bool:
     return is_decayed(path) and _BLOCK.search(path) is not None
 
 
+def is_head(path: str) -> bool:
+    """Whether a weight is one of a head: of the class token's, or of the distillation token's."""
+    return "head/" in path
+
+
 def get_depth(path: str, num_blocks: int) -> int:
     """Returns how deep a weight lies: 0 for what makes the tokens, k + 1 for block k, num_blocks + 1 for the rest."""
     if match := _BLOCK.search(path):
@@ -45,13 +51,13 @@ def is_trained(path: str, config: ViTConfig, trained: str) -> bool:
     Args:
         path: Its path.
         config: Of its model.
-        trained: `"all"`, `"head"` (the heads alone), or `"last-N"` (the last N blocks, the last norm, the pooling and
-            the heads).
+        trained: `"all"`, `"head"` (the heads alone), `"lora"` (the heads and updates of low rank), or `"last-N"` (the
+            last N blocks, the last norm, the pooling and the heads).
     """
     if trained == "all":
         return True
-    if trained == "head":
-        return "head/" in path
+    if trained in ("head", "lora"):
+        return is_head(path) or "/lora_kernel_" in path
     count = int(trained.removeprefix("last-"))
     return get_depth(path, config.num_blocks) > config.num_blocks - count
 
@@ -63,6 +69,7 @@ class Optimizer:
         variables: The weights that move.
         config: Which optimiser and its numbers; the learning rate itself comes with each step.
         num_blocks: Blocks of the model, for `config.layer_decay`.
+        updates: The low-rank updates among the weights.
 
     Attributes:
         variables: The weights that move, in order.
@@ -75,13 +82,22 @@ class Optimizer:
     https://arxiv.org/abs/2106.08254, appendix.
     """
 
-    def __init__(self, variables: Sequence[keras.Variable], config: OptimizerConfig, *, num_blocks: int):
+    def __init__(
+        self,
+        variables: Sequence[keras.Variable],
+        config: OptimizerConfig,
+        *,
+        num_blocks: int,
+        updates: Sequence[LowRankUpdate] = (),
+    ):
         self.variables = list(variables)
         self.config = config
+        self.updates = list(updates)
         paths = [variable.path for variable in self.variables]
         self.scales = [config.layer_decay ** (num_blocks + 1 - get_depth(path, num_blocks)) for path in paths]
         self.decays = [config.weight_decay if is_decayed(path) else 0.0 for path in paths]
         self.has_muon = [config.name == "muon" and is_muon(path) for path in paths]
+        self.is_head = [is_head(path) for path in paths]
         self.is_qkv = [path.endswith("qkv/kernel") for path in paths]
         self.slots = [_slot((), "step")]
         for variable, is_matrix in zip(self.variables, self.has_muon, strict=True):
@@ -97,7 +113,7 @@ class Optimizer:
         return [gradient * scale for gradient in gradients]
 
     def _apply(
-        self, gradients: list[Any], weights: list[Any], slots: list[Any], learning_rate: Any
+        self, gradients: list[Any], weights: list[Any], slots: list[Any], learning_rate: Any, body_rate: Any = None
     ) -> tuple[list[Any], list[Any]]:
         """Returns the new weights and slots; `apply` is this, or its form in place.
 
@@ -106,14 +122,17 @@ class Optimizer:
             weights: As `variables`.
             slots: As `slots`.
             learning_rate: Scalar.
+            body_rate: The same for what is no head; at 0 it stays, and its slots follow its gradients. Default:
+                `learning_rate`.
         """
+        body_rate = learning_rate if body_rate is None else body_rate
         gradients = self.clip(gradients)
         step = slots[0] + 1
         beta_2 = self.config.beta_2
         correction_1, correction_2 = 1 - ops.power(_BETA_1, step), 1 - ops.power(beta_2, step)
         moved, kept = [], [step]
         for i, (weight, gradient) in enumerate(zip(weights, gradients, strict=True)):
-            rate = learning_rate * self.scales[i]
+            rate = (learning_rate if self.is_head[i] else body_rate) * self.scales[i]
             m = slots[len(kept)]
             if self.has_muon[i]:
                 m = _MOMENTUM * m + gradient
@@ -129,7 +148,7 @@ class Optimizer:
         return moved, kept
 
     def _apply_in_place(
-        self, gradients: list[Any], weights: list[Any], slots: list[Any], learning_rate: Any
+        self, gradients: list[Any], weights: list[Any], slots: list[Any], learning_rate: Any, body_rate: Any = None
     ) -> tuple[list[Any], list[Any]]:
         """The same on torch: changes `weights` and `slots`, and returns them."""
         import torch
@@ -140,11 +159,13 @@ class Optimizer:
                 norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
                 divisor = torch.clamp(norm / self.config.clip_norm, min=1.0)
             slots[0] += 1
-            rate, places, place = float(learning_rate), [], 1
+            places, place = [], 1
             for is_matrix in self.has_muon:
                 places.append(place)
                 place += 1 if is_matrix else 2
-            for (scale, decay, is_matrix), members in self._groups().items():
+            rates = [float(learning_rate if body_rate is None else body_rate), float(learning_rate)]
+            for (scale, decay, is_matrix, is_head), members in self._groups().items():
+                rate = rates[is_head]
                 group = [weights[i] for i in members]
                 grads = [gradients[i] for i in members]
                 m = [slots[places[i]] for i in members]
@@ -178,10 +199,10 @@ class Optimizer:
                 torch._foreach_add_(group, update, alpha=-rate * scale)
         return weights, slots
 
-    def _groups(self) -> dict[tuple[float, float, bool], list[int]]:
+    def _groups(self) -> dict[tuple[float, float, bool, bool], list[int]]:
         """Returns the indices of the weights that are treated alike."""
-        groups: dict[tuple[float, float, bool], list[int]] = {}
-        for i, key in enumerate(zip(self.scales, self.decays, self.has_muon, strict=True)):
+        groups: dict[tuple[float, float, bool, bool], list[int]] = {}
+        for i, key in enumerate(zip(self.scales, self.decays, self.has_muon, self.is_head, strict=True)):
             groups.setdefault(key, []).append(i)
         return groups
 
@@ -214,16 +235,18 @@ def orthogonalize(matrix: Any, parts: int = 1) -> Any:
     return x * (0.2 * max(rows, columns) ** 0.5)
 
 
-def create_optimizer(model: Any, config: OptimizerConfig) -> Optimizer:
+def create_optimizer(model: Any, config: OptimizerConfig, *, seed: int = 0) -> Optimizer:
     """Creates the optimiser for a model; weights that `config.trained` leaves out are no longer trainable.
 
     Args:
-        model: A built `VisionTransformer`.
+        model: A built `VisionTransformer`; with `trained="lora"`, it gets the updates of low rank.
         config: Which optimiser and its numbers.
+        seed: Decides the first values of these updates.
 
     Raises:
         ConfigError: If no weight is left to train.
     """
+    updates = add_updates(model, config, seed=seed) if config.trained == "lora" else []
     for layer_variable in model.trainable_variables:
         if not is_trained(layer_variable.path, model.config, config.trained):
             layer_variable.trainable = False
@@ -232,4 +255,4 @@ def create_optimizer(model: Any, config: OptimizerConfig) -> Optimizer:
             f"Cannot train {model.name}. Expected weights that {config.trained!r} leaves to train. Received: none. "
             "Pass trained='all'."
         )
-    return Optimizer(model.trainable_variables, config, num_blocks=model.config.num_blocks)
+    return Optimizer(model.trainable_variables, config, num_blocks=model.config.num_blocks, updates=updates)

@@ -20,6 +20,7 @@ from vitreous.data.sources import source_path
 from vitreous.errors import ConfigError, ImageError, MissingPathError
 from vitreous.registry import count_parameters, get_spec
 from vitreous.spec import DataConfig, InputSpec, ModelSpec
+from vitreous.training.losses import Loss, create_loss
 from vitreous.training.progress import Reporter
 from vitreous.training.recipe import Recipe, choose_recipe, load_recipe
 from vitreous.training.run import FORMAT
@@ -97,6 +98,41 @@ def training_loader(
         drop_last=len(images) % recipe.batch_size < len(images) / 10,
         seed=seed,
     )
+
+
+def training_loss(images: ImageSet, recipe: Recipe, num_classes: int) -> Loss:
+    """Returns what a recipe makes small on some training images."""
+    return create_loss(
+        images,
+        num_classes,
+        balance=recipe.balance,
+        name=recipe.loss,
+        label_smoothing=recipe.optimizer.label_smoothing,
+        focal_gamma=recipe.focal_gamma,
+        gamma_negative=recipe.gamma_negative,
+        gamma_positive=recipe.gamma_positive,
+        negative_clip=recipe.negative_clip,
+    )
+
+
+def check_start(recipe: Recipe, changes: Mapping[str, Any], *, has_weights: bool, has_teacher: bool) -> None:
+    """Raises `ConfigError` for options that ask for weights or a teacher where there are none."""
+    fraction = (changes.get("optimizer") or {}).get("head_first_fraction")
+    for condition, what, received in (
+        (recipe.optimizer.trained == "lora", "low-rank updates", "trained='lora'"),
+        (fraction, "the head first", f"head_first_fraction={fraction}"),
+    ):
+        if condition and not has_weights:
+            raise ConfigError(
+                f"Cannot train {what}. Expected weights to start from: without them all has still to be learnt. "
+                f"Received: {received}, pretrained=None. Pass pretrained, or train everything."
+            )
+    if changes.get("distillation") and not has_teacher:
+        options = ", ".join(f"{key}={value!r}" for key, value in changes["distillation"].items())
+        raise ConfigError(
+            f"Cannot learn from a teacher. Expected one beside the options of distillation. Received: {options}, "
+            "teacher=None. Pass a run or weights as teacher."
+        )
 
 
 def random_start(recipe: Recipe, num_classes: int) -> ModelSpec:

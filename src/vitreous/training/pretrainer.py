@@ -49,7 +49,13 @@ _NUM_SHOWN = 6
 _MOST_VALIDATED = 2000  # images
 # What a recipe for labels would do worse here: large crops keep what has to be filled in.
 _CHANGES: dict[str, Any] = {
-    "optimizer": {"learning_rate": 1e-3, "label_smoothing": 0.0, "layer_decay": 1.0, "trained": "all"},
+    "optimizer": {
+        "learning_rate": 1e-3,
+        "label_smoothing": 0.0,
+        "layer_decay": 1.0,
+        "trained": "all",
+        "head_first_fraction": 0.0,
+    },
     "augment": {
         "crop_scale": (0.5, 1.0),
         "mixup_alpha": 0.0,

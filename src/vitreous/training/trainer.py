@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,11 +20,13 @@ from vitreous.model import VisionTransformer
 from vitreous.registry import count_parameters
 from vitreous.spec import ModelSpec
 from vitreous.training.batch_search import find_batch_size, scale_learning_rate
+from vitreous.training.distillation import DistillationLoss, load_teacher
 from vitreous.training.fit import History, Interrupt, fit
-from vitreous.training.losses import create_loss
+from vitreous.training.losses import Loss
 from vitreous.training.optimizer import create_optimizer
 from vitreous.training.planning import (
     CONFIG_HEAD,
+    check_start,
     describe_run,
     fit_to_images,
     free_path,
@@ -35,6 +38,7 @@ from vitreous.training.planning import (
     split_options,
     take_auto_batch,
     training_loader,
+    training_loss,
     without_none,
 )
 from vitreous.training.progress import Reporter
@@ -50,6 +54,7 @@ def train(
     out: str | Path | None = None,
     recipe: str | Path | Recipe | None = None,
     pretrained: str | Path | None = None,
+    teacher: str | Path | None = None,
     seed: int = 0,
     overwrite: bool = False,
     reporter: Reporter | None = None,
@@ -65,6 +70,8 @@ def train(
         recipe: A recipe, its name, or a TOML file. Default: chosen from the data.
         pretrained: Weights to start from, as `import_weights` takes them: a local file or folder, `timm/NAME.TAG`,
             `hf:OWNER/NAME`. The model and its input are theirs; the head is fresh. Default: random weights.
+        teacher: A trained model to learn from beside the labels, as `recipe.distillation` says: a run folder, or what
+            `import_weights` takes. It must have the data's classes; it sees the same augmented images.
         seed: Decides splits, first weights, order and augmentation.
         overwrite: Whether a run at `out` may be replaced (once the new one is whole).
         reporter: Where progress is shown. Default: nowhere.
@@ -83,7 +90,8 @@ def train(
         ConfigError: If an option cannot work.
         RunExistsError: If a run lies at `out` and `overwrite` is False.
         TrainingError: If the loss is no longer finite.
-        WeightsError: If `pretrained` cannot be imported.
+        WeightsError: If `pretrained` or `teacher` cannot be imported.
+        RunError: If `teacher` is a run that is not whole, or has no classes.
         MissingDependencyError: If the package of a tracker is not installed.
 
     Example:
@@ -99,6 +107,7 @@ def train(
     is_auto, changes = take_auto_batch(changes)
     dataset = data if isinstance(data, Dataset) else load_dataset(data, **split)
     recipe_name, settled = settle_recipe(recipe or ("finetune" if pretrained else None), dataset, changes)
+    check_start(settled, changes, has_weights=pretrained is not None, has_teacher=teacher is not None)
     if pretrained is None:
         spec, weights = random_start(settled, len(dataset.class_names)), None
     else:
@@ -117,10 +126,16 @@ def train(
             "Cannot stop early. Expected validation images beside patience_epochs. "
             f"Received: patience_epochs={settled.patience_epochs}, and no val split. Pass a val_fraction above 0."
         )
+    labels_loss = training_loss(train_images, settled, len(dataset.class_names))
+    loss: Loss | DistillationLoss = labels_loss
+    if teacher is not None:
+        channels = spec.config.num_channels
+        asked = load_teacher(teacher, dataset, num_channels=channels, dtype=policy, reporter=reporter)
+        loss = DistillationLoss(labels_loss, settled.distillation, asked)
     writer = RunWriter(out or free_path(dataset.name), overwrite=overwrite)
     with Interrupt() as interrupt:
         try:
-            plan = (recipe_name, settled, spec, weights, split, policy)
+            plan = (recipe_name, settled, spec, weights, loss, split, policy)
             _train(reporter, trackers, interrupt, writer, dataset, loader, *plan)
         except BaseException:
             reporter.close()
@@ -147,7 +162,7 @@ def _settle_batch(
         create,
         recipe=recipe,
         input_spec=spec.input,
-        loss=create_loss(images, num_classes, balance=recipe.balance),
+        loss=training_loss(images, recipe, num_classes),
         num_targets=num_classes if images.is_multi_label or recipe.augment.has_mixing else None,
         num_images=len(images),
         reporter=reporter,
@@ -168,6 +183,7 @@ def _train(
     settled: Recipe,
     spec: ModelSpec,
     weights: list[np.ndarray] | None,
+    loss: Loss | DistillationLoss,
     split: dict[str, Any],
     policy: str,
 ) -> None:
@@ -180,7 +196,14 @@ def _train(
     random.setstate(state)
     if weights is not None:
         model.set_weights(weights)
+    optimizer = create_optimizer(model, settled.optimizer, seed=split["seed"])
+    num_trained = sum(math.prod(variable.shape) for variable in optimizer.variables)
+    if settled.optimizer.trained != "all":
+        whole = count_parameters(spec.config)
+        reporter.note(f"Trained  {num_trained:,} weights ({settled.optimizer.trained}) of a model of {whole:,}")
     config = describe_run(dataset, recipe_name, settled, spec, split, policy)
+    if isinstance(loss, DistillationLoss):
+        config["teacher"] = loss.teacher.name
     writer.write_text("config.toml", CONFIG_HEAD + tomli_w.dumps(without_none(config)))
     trackers.start(writer.path, config)
     evaluate_batch = min(settled.batch_size * 2, 256)
@@ -194,20 +217,15 @@ def _train(
         seed=split["seed"],
     )
     loader.cache_folder = writer.partial
-    classes, train_images = dataset.class_names, dataset.splits["train"]
+    classes = dataset.class_names
     history = fit(
         model,
         average,
         loader,
-        optimizer=create_optimizer(model, settled.optimizer),
+        optimizer=optimizer,
         input_spec=spec.input,
         config=settled.optimizer,
-        loss=create_loss(
-            train_images,
-            len(classes),
-            balance=settled.balance,
-            label_smoothing=settled.optimizer.label_smoothing,
-        ),
+        loss=loss,
         evaluate=None if val is None else create_evaluate(average, val, spec.input, classes),
         num_epochs=settled.epochs,
         budget_seconds=settled.budget_seconds,
@@ -237,6 +255,7 @@ def _train(
         "num_steps": history.num_steps,
         "num_images_seen": history.num_images,
         "num_parameters": count_parameters(spec.config),
+        "num_trained": num_trained,
         "is_interrupted": history.is_interrupted,
         "broken_files": broken,
         "num_replaced": loader.num_replaced,
