@@ -14,6 +14,7 @@ from vitreous.measurement.runs import (
     measure_answers,
 )
 from vitreous.measurement.slices import measure_slices
+from vitreous.measurement.speed import describe_device, measure_speed
 from vitreous.measurement.views import average_views, create_views, make_view
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "calibrate_run",
     "collect_answers",
     "create_views",
+    "describe_device",
     "draw_sample",
     "evaluate",
     "load_images_of",
@@ -29,4 +31,5 @@ __all__ = [
     "measure_answers",
     "measure_robustness",
     "measure_slices",
+    "measure_speed",
 ]
