@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import sys
 import typing
 from pathlib import Path
 from typing import Annotated
@@ -36,6 +37,7 @@ from vitreous.training.recipe import MaskedConfig
 
 if typing.TYPE_CHECKING:
     from vitreous.training.folds import CrossValidation
+    from vitreous.training.run import Run
 
 
 def train(
@@ -50,6 +52,7 @@ def train(
     seed: int = 0,
     folds: int | None = None,
     overwrite: Annotated[bool, Parameter(negative=())] = False,
+    report: Annotated[bool, Parameter(negative="--no-report")] = True,
     track: Track = None,
     backend: Backend | None = None,
     data_options: Annotated[DataOptions | None, Parameter(name="*", group=DATA)] = None,
@@ -77,6 +80,7 @@ def train(
         folds: Train so many runs, each with another part of the images as test set, and give mean and spread; with
             --fold, train that one alone.
         overwrite: Replace a run that lies at --out, once the new one is whole.
+        report: Write report.html into the run too, without robustness; not for each of --folds.
         backend: Keras backend. Default: KERAS_BACKEND, else the fastest one installed for this hardware.
         data_options: Columns and splits.
         options: Values that differ from the recipe's.
@@ -118,8 +122,24 @@ def train(
     names = ("curves", "confusion", "labels", "predictions", "reliability", "patches", "augmented")
     pictures = [f"{name}.png" for name in names if (path / f"{name}.png").exists()]
     print(f"Look at  {path}/README.md, {', '.join(pictures)}")
+    if report:
+        _write_report(run)
     print(f"Use it   vitreous predict {shlex.quote(str(path))} IMAGE...")
     return 130 if run.metrics["is_interrupted"] else 0
+
+
+def _write_report(run: "Run") -> None:
+    """Writes the report of a run that was just trained; a run without one is a run all the same."""
+    from vitreous.cli.report import report_line
+    from vitreous.errors import VitreousError
+    from vitreous.report import write_report
+
+    if not {"val", "test"} & set(run.metrics):
+        return  # nothing to measure it on
+    try:
+        print(report_line(write_report(run, split="test" if "test" in run.metrics else "val")))
+    except VitreousError as error:
+        print(f"Warning: there is no report: {error}", file=sys.stderr)
 
 
 def pretrain(

@@ -110,7 +110,7 @@ def draw_inside(draw: Callable[[Path], Path], *, name: str, alt: str) -> "Markup
                 used.update(re.findall(r"url\(#([^)]+)\)", value))
             if key in ("style", "fill", "stroke"):
                 value = re.sub(r"#[0-9a-f]{6}\b", lambda found: _COLOURS.get(found[0], found[0]), value)
-            if key in ("d", "x", "y", "width", "height", "transform", "points"):
+            if key in ("d", "x", "y", "width", "height", "points"):  # transforms scale: their digits count
                 value = _NUMBER.sub(lambda found: f"{float(found[0]):.2f}", value)
             element.set(key, " ".join(value.split()) if key == "d" else value)
     for element in root.iter():

@@ -163,8 +163,8 @@ def write_report(
     if path.is_dir() or not path.absolute().parent.is_dir():
         received = "a folder" if path.is_dir() else f"no folder {path.parent}"
         raise ConfigError(
-            f"Cannot write the report. Expected the path of a file in a folder that exists. Received: out={str(path)!r}, "
-            f"{received}. Pass another out."
+            "Cannot write the report. Expected the path of a file in a folder that exists. "
+            f"Received: out={str(path)!r}, {received}. Pass another out."
         )
     facts = collect_facts(
         run,

@@ -46,7 +46,7 @@ def render_run(facts: RunFacts) -> str:
         "run.html.j2",
         name=escape_text(run.path.absolute().name),
         data_name=escape_text(config["data"]["name"]),
-        source=escape_text(metrics["data"]),
+        source=escape_text(metrics["data"]) if metrics["data"] != config["data"]["name"] else "",
         split={"val": "validation", "all": ""}.get(metrics["split"], metrics["split"]),
         model=config["model"]["name"],
         num_classes=len(run.class_names),
@@ -86,7 +86,10 @@ def render_run(facts: RunFacts) -> str:
             name="selection",
             alt="Accuracy of the surest answers against the share of images that they are",
         ),
-        thresholds=metrics["selection"]["thresholds"],
+        thresholds={
+            target: {**found, "interval": _interval(*found["accuracy_interval"])}
+            for target, found in metrics["selection"]["thresholds"].items()
+        },
         aurc=(metrics["selection"]["aurc"], metrics["selection"]["aurc_best"]),
         robustness=_robustness(facts),
         run_path=escape_text(str(run.path)),
@@ -110,8 +113,8 @@ def _percent(value: float, digits: int = 1) -> str:
     return f"{100 * value:.{digits}f}%"
 
 
-def _interval(low: float, high: float) -> str:
-    return f"{_percent(low)} to {_percent(high)}"
+def _interval(low: float, high: float, digits: int = 1) -> str:
+    return f"{100 * low:.{digits}f} to {_percent(high, digits)}"
 
 
 def _words(name: str) -> str:
@@ -174,18 +177,19 @@ def _summary(facts: RunFacts) -> list[str]:
             f"images are found (95% interval {_interval(low, high)})."
         )
     for truth, answer, count, total in list_confusions(metrics, facts.run.class_names, most=1):
-        lines.append(
-            f"The most frequent mistake is {escape_text(truth)} answered as {escape_text(answer)}: "
-            f"{count:,} of {total:,} images."
-        )
-    chosen = next(iter(metrics["selection"]["thresholds"].items()), None)
-    if chosen and chosen[1]["accuracy"] is not None and 0 < chosen[1]["threshold"]:
-        target, found = chosen
+        if count > 1:
+            mistake = f"{escape_text(truth)} answered as {escape_text(answer)}"
+            lines.append(f"The most frequent mistake is {mistake}: {count:,} of {total:,} images.")
+    overall = facts.answers.is_right.mean()
+    for target, found in metrics["selection"]["thresholds"].items():
+        if float(target) <= overall or found["accuracy"] is None:
+            continue
         lines.append(
             f"Held back below a probability of {found['threshold']:.2f} (chosen on validation images for "
             f"{float(target):.0%}), {_percent(found['accuracy'])} of the answers are right, and "
             f"{_percent(found['coverage'])} of the images get one."
         )
+        break
     if table := facts.robustness:
         worst, row = min(table["corruptions"].items(), key=lambda item: item[1]["mean"])
         lines.append(
@@ -215,7 +219,8 @@ def _training(facts: RunFacts) -> list[tuple[str, str]]:
     rows = [
         (
             "Model",
-            f"{config['model']['name']}: {model.num_blocks} blocks of width {model.projection_dim}, {model.num_heads} heads",
+            f"{config['model']['name']}: {model.num_blocks} blocks of width {model.projection_dim}, "
+            f"{model.num_heads} heads",
         ),
         ("Parameters", f"{metrics['num_parameters']:,}" if "num_parameters" in metrics else "–"),
         ("Work for an image", f"{count_macs(model) / 1e6:,.1f} million multiply-accumulates"),
@@ -288,7 +293,7 @@ def _numbers(metrics: dict[str, Any]) -> list[dict[str, str]]:
             {
                 "title": title,
                 "value": _percent(metrics[name], 2),
-                "interval": f"{_percent(interval['low'], 2)} to {_percent(interval['high'], 2)}" if interval else "–",
+                "interval": _interval(interval["low"], interval["high"], 2) if interval else "–",
                 "method": interval["method"] if interval else "",
             }
         )
@@ -318,6 +323,7 @@ def _confusion(facts: RunFacts) -> dict[str, Any] | None:
         "figure": None,
         "names": [escape_text(name) for name in names],
         "short": [shorten(escape_text(name), 14) for name in names],
+        "is_turned": max(map(len, names)) > 3,
         "rows": [
             {
                 "name": escape_text(names[i]),
@@ -354,7 +360,7 @@ def _classes(metrics: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _reliability(calibration: dict[str, Any]) -> "list[Markup]":
-    parts = [("before", "before the temperature"), ("after", "after it")]
+    parts = [("before", "before the temperature"), ("after", "after the temperature")]
     if calibration["temperature"] == 1:
         parts = [("before", "as trained")]
     return [
