@@ -1,14 +1,29 @@
 """Pages to read: self-contained HTML, without scripts, from nowhere else.
 
-page.py         templates that escape, images and figures inside the page
-inspection.py   an inspection as a page
-run.py          a run measured, explained, and written as a page
-run_page.py     what that page shows, in words, tables and figures
-frame.html.j2   what pages have in common; parts.html.j2, pieces that several use
+Names are looked up when first used, so that the page of an inspection is written without Keras.
 """
 
-from vitreous.report.inspection import render_inspection
-from vitreous.report.run import RunFacts, RunReport, collect_facts, write_report
-from vitreous.report.run_page import render_run
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vitreous.report.inspection import render_inspection
+    from vitreous.report.run import RunFacts, RunReport, collect_facts, write_report
+    from vitreous.report.run_page import render_run
 
 __all__ = ["RunFacts", "RunReport", "collect_facts", "render_inspection", "render_run", "write_report"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "render_inspection":
+        from vitreous.report.inspection import render_inspection
+
+        return render_inspection
+    if name == "render_run":
+        from vitreous.report.run_page import render_run
+
+        return render_run
+    if name in __all__:
+        from vitreous.report import run
+
+        return getattr(run, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

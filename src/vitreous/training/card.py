@@ -8,7 +8,7 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,7 +18,9 @@ from vitreous.errors import UnknownNameError
 from vitreous.evaluation import get_headline, summarize_metrics
 from vitreous.registry import list_weights
 from vitreous.text import escape_text
-from vitreous.training.fit import History
+
+if TYPE_CHECKING:
+    from vitreous.training.fit import History
 
 LIMITS_BEGIN, LIMITS_END = "<!-- measured limits -->", "<!-- end of measured limits -->"
 """What lies between is written anew by `vitreous report`; all else of README.md is its owner's."""
@@ -33,7 +35,7 @@ _OTHER_WEIGHTS = {
 
 
 def describe_results(
-    path: Path, folder: Path, config: Mapping[str, Any], metrics: Mapping[str, Any], history: History
+    path: Path, folder: Path, config: Mapping[str, Any], metrics: Mapping[str, Any], history: "History"
 ) -> str:
     """Returns the model card of a run.
 
