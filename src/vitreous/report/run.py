@@ -255,7 +255,7 @@ def collect_facts(
             {
                 "split": (split, None),
                 "robustness": (robustness, False),
-                "max_images": (max_images, 1000),
+                "max_images": (max_images if robustness else 1000, 1000),
                 "check_images": (check_images, False),
                 "num_examples": (num_examples, 12),
                 **{name: (value, None) for name, value in changes.items()},
