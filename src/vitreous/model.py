@@ -57,7 +57,13 @@ class VisionTransformer(keras.Model):
         policy = self.dtype_policy
         if config.stem == "convolution":
             self.stem = ConvolutionalStem(
-                config.patch_size[0], config.projection_dim, epsilon=config.epsilon, dtype=policy, name="stem"
+                config.patch_size[0],
+                config.stem_dim,
+                depths=config.stem_depths,
+                activation=config.activation,
+                epsilon=config.epsilon,
+                dtype=policy,
+                name="stem",
             )
         else:
             self.patches = Patches(

@@ -1,4 +1,4 @@
-"""How weights move: AdamW, Muon for the matrices inside the blocks, a rate for each depth, and weights that stay.
+"""How weights move: AdamW, Muon for the matrices before the head, a rate for each depth, and weights that stay.
 
 One form for every backend: a pure function from lists of tensors to lists of tensors, which jax compiles and TensorFlow
 assigns. On torch, AdamW changes the same lists in place, all weights in a handful of kernels.
@@ -28,8 +28,8 @@ def is_decayed(path: str) -> bool:
 
 
 def is_muon(path: str) -> bool:
-    """Whether Muon moves a weight: a kernel of a transformer block. Patch projection, stem and head are AdamW's."""
-    return is_decayed(path) and _BLOCK.search(path) is not None
+    """Whether Muon moves a weight: a kernel of a transformer block, of the stem or of the patch projection."""
+    return is_decayed(path) and (_BLOCK.search(path) is not None or _is_early(path))
 
 
 def is_head(path: str) -> bool:
@@ -41,8 +41,12 @@ def get_depth(path: str, num_blocks: int) -> int:
     """Returns how deep a weight lies: 0 for what makes the tokens, k + 1 for block k, num_blocks + 1 for the rest."""
     if match := _BLOCK.search(path):
         return int(match[1]) + 1
-    early = ("patch_encoder/", "stem/", "pre_norm/")
-    return 0 if any(f"/{name}" in f"/{path}" for name in early) else num_blocks + 1
+    return 0 if _is_early(path) else num_blocks + 1
+
+
+def _is_early(path: str) -> bool:
+    """Whether a weight lies before the first block."""
+    return any(f"/{name}" in f"/{path}" for name in ("patch_encoder/", "stem/", "pre_norm/"))
 
 
 def is_trained(path: str, config: ViTConfig, trained: str) -> bool:
@@ -78,7 +82,8 @@ class Optimizer:
     Source: AdamW: Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101. Muon: Jordan et al. 2024,
     https://kellerjordan.github.io/posts/muon/ (momentum and the five Newton-Schulz steps), scaled to AdamW's size of
     update as in Liu et al. 2025, https://arxiv.org/abs/2502.16982, section 2.2, so that one learning rate serves both;
-    queries, keys and values are matrices of their own. Layer-wise decay: Bao et al. 2022,
+    queries, keys and values are matrices of their own, and a convolution is one matrix from all that it reads to its
+    channels. Layer-wise decay: Bao et al. 2022,
     https://arxiv.org/abs/2106.08254, appendix.
     """
 
@@ -217,22 +222,24 @@ def orthogonalize(matrix: Any, parts: int = 1) -> Any:
     The factor makes the root mean square of the values about 0.2, as in AdamW's updates.
 
     Args:
-        matrix: (rows, columns) float32.
+        matrix: (rows, columns) float32; or a convolution's kernel (height, width, inputs, columns), whose rows are
+            height * width * inputs.
         parts: Matrices that stand side by side in it, each made orthogonal by itself.
 
     Returns:
-        (rows, columns) float32.
+        The same shape, float32.
     """
-    if parts > 1:
-        return ops.concatenate([orthogonalize(part) for part in ops.split(matrix, parts, axis=1)], axis=1)
-    rows, columns = matrix.shape
-    x = ops.transpose(matrix) if rows > columns else matrix
-    x = x / (ops.sqrt(ops.sum(ops.square(x))) + 1e-7)
+    shape, columns = matrix.shape, matrix.shape[-1] // parts
+    x = ops.reshape(matrix, (-1, parts, columns))
+    rows = x.shape[0]
+    is_tall = rows > columns
+    x = ops.transpose(x, (1, 2, 0) if is_tall else (1, 0, 2))  # (parts, shorter side, longer side)
+    x = x / (ops.sqrt(ops.sum(ops.square(x), axis=(1, 2), keepdims=True)) + 1e-7)
     for _ in range(5):
-        gram = ops.matmul(x, ops.transpose(x))
+        gram = ops.matmul(x, ops.transpose(x, (0, 2, 1)))
         x = 3.4445 * x + ops.matmul(-4.7750 * gram + 2.0315 * ops.matmul(gram, gram), x)
-    x = ops.transpose(x) if rows > columns else x
-    return x * (0.2 * max(rows, columns) ** 0.5)
+    x = ops.transpose(x, (2, 0, 1) if is_tall else (1, 0, 2))
+    return ops.reshape(x, shape) * (0.2 * max(rows, columns) ** 0.5)
 
 
 def create_optimizer(model: Any, config: OptimizerConfig, *, seed: int = 0) -> Optimizer:

@@ -23,7 +23,7 @@ from vitreous.spec import DataConfig, InputSpec, ModelSpec
 from vitreous.training.losses import Loss, create_loss
 from vitreous.training.progress import Reporter
 from vitreous.training.recipe import Recipe, choose_recipe, load_recipe
-from vitreous.training.run import FORMAT
+from vitreous.training.run import FORMAT, partial_folder
 from vitreous.weights import import_weights
 
 
@@ -60,9 +60,9 @@ def settle_recipe(
     if isinstance(recipe, Recipe):
         name, base = "(from Python)", recipe
     else:
-        name = str(
-            recipe or choose_recipe(dataset.name if dataset.root is None else "", _median_side(dataset.splits["train"]))
-        )
+        train_images = dataset.splits["train"]
+        known = dataset.name if dataset.root is None else ""
+        name = str(recipe or choose_recipe(known, _median_side(train_images), len(train_images)))
         base = load_recipe(recipe or name)
     changes = {key: value for key, value in changes.items() if value is not None}
     if "model" in changes and changes["model"] != base.model and "image_size" not in changes:
@@ -268,9 +268,11 @@ def without_none(values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def free_path(name: str) -> Path:
-    """Returns the first `runs/NAME-N` that does not exist."""
+def free_path(name: str, reporter: Reporter) -> Path:
+    """Returns the first `runs/NAME-N` that does not exist; names the unfinished ones that it leaves alone."""
     number = 1
-    while (path := Path("runs", f"{name}-{number}")).exists():
+    while (path := Path("runs", f"{name}-{number}")).exists() or partial_folder(path).exists():
+        if not path.exists():
+            reporter.note(f"Note     {path} is not finished; continue it with --resume {shlex.quote(str(path))}")
         number += 1
     return path

@@ -17,7 +17,9 @@ NOT_ARCHITECTURE = ("image_size", "num_channels", "num_classes", "has_dynamic_si
 
 Balance = Literal["none", "weights", "sampling", "logits"]
 LossName = Literal["cross_entropy", "binary", "focal", "asymmetric"]
+OnNan = Literal["stop", "back"]
 
+_FEW_IMAGES = 5_000  # below, shifts and flips alone let a model learn its images by heart
 _FEW_BAD = 3  # unreadable images that are no reason to stop, however few images there are
 _UNITS = {"s": 1, "m": 60, "h": 3600}
 
@@ -177,6 +179,11 @@ class Recipe(Record):
         max_bad: Share of the training images that may be unreadable, in [0, 1): others take their place. Beyond it,
             training stops and names them. Above 0, three of them never stop it.
         precision: float32, bfloat16 (weights stay float32), or auto: the faster one on this hardware.
+        checkpoint_every: How often the state of training is saved, to resume from: a time such as 5m or 90s, a number
+            of steps such as "200 steps", or none: only when training is stopped by SIGTERM.
+        keep_checkpoints: Saved states that are kept, at least 1; with 2 there is one to fall back on.
+        on_nan: What a loss that is no longer finite leads to: stop, or back (to the last saved state, with half the
+            learning rate; at most 3 times).
         optimizer: How weights move.
         distillation: How the model learns from a teacher, where there is one.
         augment: How training images are varied.
@@ -202,13 +209,17 @@ class Recipe(Record):
     cache: CacheKind = "auto"
     max_bad: float = 0.01
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    checkpoint_every: str = "5m"
+    keep_checkpoints: int = 2
+    on_nan: OnNan = "stop"
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     architecture: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "num_examples_seen", "patience_epochs", "batch_size", "num_parts"):
+        counts = ("epochs", "num_examples_seen", "patience_epochs", "batch_size", "num_parts", "keep_checkpoints")
+        for name in counts:
             value = getattr(self, name)
             check(
                 value is None or value >= 1,
@@ -226,6 +237,14 @@ class Recipe(Record):
         )
         check_rates(max_bad=self.max_bad, negative_clip=self.negative_clip)
         self._check_loss()
+        interval = parse_interval(self.checkpoint_every)
+        check(
+            self.on_nan == "stop" or interval != Interval(),
+            "Cannot go back to a saved state.",
+            "checkpoint_every other than none with on_nan='back'",
+            f"checkpoint_every={self.checkpoint_every!r}",
+            "Pass for example 5m.",
+        )
         if self.time is not None:
             parse_seconds(self.time)
         fields = [each.name for each in dataclasses.fields(ViTConfig) if each.name not in NOT_ARCHITECTURE]
@@ -301,6 +320,33 @@ def parse_seconds(text: str) -> float:
     return float(match[1]) * _UNITS[match[2] or "s"]
 
 
+@dataclass(frozen=True)
+class Interval:
+    """How often something happens: after a time, after a number of steps, or, with neither, never."""
+
+    seconds: float | None = None
+    steps: int | None = None
+
+
+def parse_interval(text: str) -> Interval:
+    """Returns the interval in a text: a time such as `"5m"`, a number of steps such as `"200 steps"`, or `"none"`.
+
+    Raises:
+        ConfigError: If it is none of these.
+    """
+    words = text.strip().lower()
+    if words == "none":
+        return Interval()
+    if (match := re.fullmatch(r"(\d+)\s*steps?", words)) and int(match[1]) > 0:
+        return Interval(steps=int(match[1]))
+    if re.fullmatch(r"(\d+(?:\.\d+)?)\s*[smh]", words) and float(words[:-1]) > 0:
+        return Interval(seconds=parse_seconds(words))
+    raise ConfigError(
+        "Cannot read the interval. Expected a time, a number of steps, or none. "
+        f"Received: checkpoint_every={text!r}. Pass for example 5m, 90s, '200 steps' or none."
+    )
+
+
 def list_recipes() -> list[str]:
     """Lists the names of the recipes that vitreous carries."""
     folder = resources.files("vitreous").joinpath("recipes")
@@ -342,12 +388,13 @@ def _read(name: str | Path) -> str:
     return resources.files("vitreous").joinpath("recipes", f"{name}.toml").read_text(encoding="utf-8")
 
 
-def choose_recipe(name: str, image_side: float) -> str:
+def choose_recipe(name: str, image_side: float, num_images: int) -> str:
     """Chooses the recipe for some data.
 
     Args:
         name: Name of the data set.
         image_side: Median of the images' shorter sides, in pixels.
+        num_images: Images to train on.
 
     Returns:
         A name that `list_recipes()` has.
@@ -355,7 +402,7 @@ def choose_recipe(name: str, image_side: float) -> str:
     if name in list_recipes():
         return name
     if image_side <= 48:
-        return "small32"
+        return "few32" if num_images < _FEW_IMAGES else "small32"
     if image_side <= 112:
         return "small64"
     return "photos"

@@ -14,6 +14,7 @@ A batch may be worked off in parts that fit into memory; the step is that of the
 second model of the same architecture, so that it can be evaluated and saved like any model.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -22,7 +23,7 @@ from keras import ops
 
 from vitreous.backend import use_compile_cache
 from vitreous.data import Batch
-from vitreous.errors import ConfigError
+from vitreous.errors import ConfigError, RunError
 from vitreous.model import VisionTransformer, normalize_images
 from vitreous.spec import InputSpec
 from vitreous.training.distillation import DistillationLoss
@@ -120,6 +121,45 @@ class Step:
     def synchronize(self) -> None:
         """Puts the state of training into the Keras variables of model, average and optimizer."""
 
+    def take(self) -> None:
+        """Takes the state of training from the Keras variables: the way back from `synchronize`."""
+
+    def snapshot(self) -> dict[str, Any]:
+        """Returns all that training has changed, by name: arrays that the next steps leave alone."""
+        self.synchronize()
+        if keras.backend.backend() == "jax":  # jax never writes into an array; reading it may wait for later
+            return {name: variable.value for name, variable in self._named().items()}
+        return {name: np.array(ops.convert_to_numpy(variable.value)) for name, variable in self._named().items()}
+
+    def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Puts the arrays of a `snapshot` back.
+
+        Raises:
+            RunError: If they are of another model or optimiser.
+        """
+        variables = {_place(name): variable for name, variable in self._named().items()}
+        values = {_place(name): array for name, array in arrays.items()}
+        for place in dict.fromkeys([*variables, *values]):
+            expected = tuple(variables[place].shape) if place in variables else None
+            received = values[place].shape if place in values else None
+            if expected != received:
+                raise RunError(
+                    f"Cannot restore the state of training. Expected {place} of shape {expected}. "
+                    f"Received: shape={received}. The checkpoint is of another model, or of another vitreous."
+                )
+        for place, variable in variables.items():
+            variable.assign(values[place])
+        self.take()
+
+    def _named(self) -> dict[str, Any]:
+        """Returns the variables under a name to save each by: part, place, and path for whoever looks into the file."""
+        parts = {"model": self.model.variables, "slots": self.optimizer.slots, "average": self.average.variables}
+        return {
+            f"{part}/{place:04d}/{variable.path}": variable
+            for part, variables in parts.items()
+            for place, variable in enumerate(variables)
+        }
+
     def split(self, batch: Batch) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Returns images, labels and mask of each part of a batch.
 
@@ -201,12 +241,17 @@ class JaxStep(Step):
             return (weights, other, slots, average), total / weight, correct
 
         self.step = jax.jit(step, donate_argnums=0)
-        # Copies: a donated buffer must not be a Keras variable's own.
-        self.state = jax.tree.map(lambda v: jax.numpy.array(v.value), self._variables())
         self.knowledge = teacher and [
             [v.value for v in variables]
             for variables in (teacher.model.trainable_variables, teacher.model.non_trainable_variables)
         ]
+        self.take()
+
+    def take(self) -> None:
+        """Copies the state out of the Keras variables: a donated buffer must not be a variable's own."""
+        import jax
+
+        self.state = jax.tree.map(lambda v: jax.numpy.array(v.value), self._variables())
 
     def _variables(self) -> tuple[list[Any], ...]:
         return (
@@ -318,6 +363,11 @@ class TensorFlowStep(Step):
         parts = [[self.constant(array) for array in part] for part in self.split(batch)]
         rates = [learning_rate if rate is None else rate for rate in (learning_rate, body_rate)]
         return self.step(parts, [self.constant(rate, "float32") for rate in rates], self.constant(decay, "float32"))
+
+
+def _place(name: str) -> str:
+    """Returns part and place of a saved name; paths differ between processes, since Keras counts layers."""
+    return "/".join(name.split("/")[:2])
 
 
 def create_step(*args: Any, **kwargs: Any) -> Step:
