@@ -381,7 +381,7 @@ def _robustness(facts: RunFacts) -> dict[str, Any] | None:
     clean = max(table["clean"], 1e-9)
 
     def cell(value: float) -> dict[str, Any]:
-        return {"value": value, "depth": round(100 * min(value / clean, 1.0))}
+        return {"value": value, "depth": round(100 * min(value / clean, 1.0) ** 2)}
 
     return {
         **{key: table[key] for key in ("mean", "clean", "num_examples", "severities")},
