@@ -1,5 +1,6 @@
 """Shared by all tests: the backend is settled before anything imports Keras."""
 
+import atexit
 import os
 import shutil
 import tempfile
@@ -18,6 +19,9 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 else:
     _COMPILED = None  # someone else's: a worker's is the main process's
+if "VITREOUS_ENGINE_CACHE" not in os.environ:  # nor does prediction leave anything, though tests share it
+    os.environ["VITREOUS_ENGINE_CACHE"] = tempfile.mkdtemp(prefix="vitreous-engine-")
+    atexit.register(shutil.rmtree, os.environ["VITREOUS_ENGINE_CACHE"], ignore_errors=True)
 # Processes that tests start find the package too, installed or not.
 _SOURCE = str(Path(__file__).parents[1] / "src")
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [_SOURCE, os.environ.get("PYTHONPATH")]))

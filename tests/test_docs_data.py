@@ -95,7 +95,7 @@ def test_commands(folder, monkeypatch, command):
     places = {
         "train": ["vitreous.training.trainer.train", "vitreous.training.folds.train_folds"],
         "evaluate": ["vitreous.prediction.evaluate"],
-        "predict": ["vitreous.prediction.predict"],
+        "predict": ["vitreous.data.load_images"],
     }[words[1]]
     with mock.patch("vitreous.training.run.load_run"), pytest.raises(SystemExit) as exit:
         patches = [mock.patch(place, stop) for place in places]
@@ -118,5 +118,5 @@ def test_commands(folder, monkeypatch, command):
         classes = load_dataset(arguments[1]).class_names
         assert len(load_evaluation_images(arguments[1], classes, **config).images) >= 24
     else:
-        images = load_images(arguments[1])
+        images = load_images(*arguments)
         assert len(images) == 12 and isinstance(images.load(0), np.ndarray)

@@ -21,7 +21,9 @@ RANKS = (
     {"model", "data"},
     {"evaluation", "label_errors", "figures", "weights", "calibration"},
     {"training"},
-    {"prediction", "inspection", "explain", "export", "engine", "embeddings"},  # these read what training leaves
+    {"inspection", "explain", "export", "embeddings"},  # these read what training leaves
+    {"engine"},
+    {"prediction", "answers"},
     {"report"},
     {"server"},
     {"cli"},

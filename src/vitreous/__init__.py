@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vitreous.data import load_dataset
     from vitreous.embeddings import embed, find_neighbours, probe
+    from vitreous.engine import Engine
     from vitreous.errors import VitreousError
+    from vitreous.export.write import export_model
     from vitreous.figures import draw_patches
     from vitreous.inspection import inspect
     from vitreous.layers import MLP, PatchEncoder, Patches, SelfAttention, TransformerBlock
@@ -49,6 +51,8 @@ __all__ = [
     "load_run",
     "evaluate",
     "predict",
+    "Engine",
+    "export_model",
     "inspect",
     "embed",
     "find_neighbours",
@@ -81,6 +85,8 @@ _HOMES = {
     "load_run": "vitreous.training.run",
     "evaluate": "vitreous.prediction",
     "predict": "vitreous.prediction",
+    "Engine": "vitreous.engine",
+    "export_model": "vitreous.export.write",
     "inspect": "vitreous.inspection",
     "embed": "vitreous.embeddings",
     "find_neighbours": "vitreous.embeddings",

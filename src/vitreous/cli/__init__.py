@@ -11,7 +11,7 @@ from vitreous import __version__
 from vitreous.cli.features import embed, neighbours, probe
 from vitreous.cli.tools import convert, models, patches, recipes
 from vitreous.cli.train import draw_augmented, pretrain, train
-from vitreous.cli.use import evaluate, inspect, predict
+from vitreous.cli.use import evaluate, export, inspect, predict
 from vitreous.errors import VitreousError
 from vitreous.text import escape_text
 
@@ -30,6 +30,7 @@ _COMMANDS: dict[str, Callable[..., int]] = {
     "pretrain": pretrain,
     "evaluate": evaluate,
     "predict": predict,
+    "export": export,
     "inspect": inspect,
     "embed": embed,
     "neighbours": neighbours,
