@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from vitreous.engine import Engine
     from vitreous.errors import VitreousError
     from vitreous.export.write import export_model
+    from vitreous.explanation import explain
     from vitreous.figures import draw_patches
     from vitreous.inspection import inspect
     from vitreous.layers import MLP, PatchEncoder, Patches, SelfAttention, TransformerBlock
@@ -57,6 +58,7 @@ __all__ = [
     "embed",
     "find_neighbours",
     "probe",
+    "explain",
     "draw_patches",
     "import_weights",
     "export_weights",
@@ -91,6 +93,7 @@ _HOMES = {
     "embed": "vitreous.embeddings",
     "find_neighbours": "vitreous.embeddings",
     "probe": "vitreous.embeddings",
+    "explain": "vitreous.explanation",
     "draw_patches": "vitreous.figures",
     "import_weights": "vitreous.weights",
     "export_weights": "vitreous.weights",

@@ -241,12 +241,15 @@ class VisionTransformer(keras.Model):
         """Returns the tokens that are pooled."""
         return self.norm(x) if self.config.final_norm == "tokens" else x
 
-    def pool(self, tokens: Any) -> Any:
-        """Returns the one vector (B, features_dim) that the head reads from `tokens` (B, N, D)."""
+    def pool(self, tokens: Any, attention_tap: Any = None) -> Any:
+        """Returns the one vector (B, features_dim) that the head reads from `tokens` (B, N, D).
+
+        `attention_tap` is `AttentionPool`'s, for `pooling="map"`.
+        """
         config = self.config
         patches = tokens[:, config.num_prefix_tokens :]
         if config.pooling == "map":
-            pooled = self.attention_pool(patches)
+            pooled = self.attention_pool(patches, attention_tap=attention_tap)
         elif config.pooling == "mean":
             pooled = ops.mean(patches, axis=1)
         elif config.pooling == "class_mean":
@@ -257,12 +260,15 @@ class VisionTransformer(keras.Model):
             pooled = tokens[:, 0]
         return self.norm(pooled) if config.final_norm == "pooled" else pooled
 
-    def classify(self, tokens: Any) -> Any:
-        """Returns logits (B, K) from the tokens (B, N, D) that are pooled; without a head, their pooled features."""
+    def classify(self, tokens: Any, attention_tap: Any = None) -> Any:
+        """Returns logits (B, K) from the tokens (B, N, D) that are pooled; without a head, their pooled features.
+
+        `attention_tap` is `AttentionPool`'s, for `pooling="map"`.
+        """
         if self.head is None:
-            return self.pool(tokens)
+            return self.pool(tokens, attention_tap)
         if self.distillation_head is None:
-            return self.head(self.pool(tokens))
+            return self.head(self.pool(tokens, attention_tap))
         class_logits, distillation_logits = self.classify_both(tokens)
         return (class_logits + distillation_logits) / 2
 
@@ -321,7 +327,8 @@ class VisionTransformer(keras.Model):
             blocks: Indices of blocks, negative from the end; None for all.
 
         Returns:
-            A list with one (B, A, N, N) for each block asked for, in that order; rows sum to 1.
+            A list with one (B, A, N, N) for each block asked for, in that order; rows sum to 1. Parallel attentions
+            follow each other along A.
 
         Raises:
             ConfigError: If there is no such block.

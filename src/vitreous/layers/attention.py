@@ -35,14 +35,16 @@ class SelfAttention(Residual):
             (first half with second half).
         use_fused_attention: Whether to call the backend's fused kernel (flash attention where it has one). Default
             None: on a GPU or TPU yes; on a CPU no, where the composed form trains 2 to 7 times faster (docs/log.md).
-            Weights asked for or dropped in training, and local attention, are always composed. Both forms agree to
-            1e-5 in float32.
+            Weights asked for, tapped, or dropped in training, and local attention, are always composed. Both forms
+            agree to 1e-5 in float32.
 
     Call arguments:
         x: (B, N, D) tokens.
         rope: Tables (sine, cosine) of shape (N, D / A) or (B, N, D / A) that rotate queries and keys; default none.
         training: Whether dropout is active.
         return_attention: Whether to return the attention weights too.
+        attention_tap: (B, A, N, N) added to the attention weights, default none. Zeros change nothing, and the gradient
+            by them is the gradient by the weights.
 
     Returns:
         (B, N, D), or that and the weights (B, A, N, N), in [0, 1] with rows that sum to 1.
@@ -145,10 +147,18 @@ class SelfAttention(Residual):
         )
         self.projection.build((None, dim))
 
-    def call(self, x: Any, rope: Any = None, training: bool | None = None, return_attention: bool = False) -> Any:
+    def call(
+        self,
+        x: Any,
+        rope: Any = None,
+        training: bool | None = None,
+        return_attention: bool = False,
+        attention_tap: Any = None,
+    ) -> Any:
         """Returns `x` plus the attention branch, and the attention weights if asked for."""
         _, num_tokens, dim = x.shape
-        if not return_attention and (branches := self._get_branches(x, rope, training)):
+        is_looked_at = return_attention or attention_tap is not None
+        if not is_looked_at and (branches := self._get_branches(x, rope, training)):
             return self.skip(x, branches.attend(self, x), training)
         qkv = self.qkv(self.enter(x))  # (B * N, 3 * D)
         if self.use_split_bias:
@@ -159,10 +169,10 @@ class SelfAttention(Residual):
             query, key = self._position(qkv[:, :, 0], rope, "query"), self._position(qkv[:, :, 1], rope, "key")
             qkv = ops.stack([query, key, qkv[:, :, 2]], axis=2)
         attention = None
-        if self._is_fused(training) and not return_attention:
+        if self._is_fused(training) and not is_looked_at:
             query, key, value = (qkv[:, :, i] for i in range(3))  # (B, N, A, D / A)
             heads = ops.dot_product_attention(query, key, value)
-        elif training and not return_attention and self._is_split():
+        elif training and not is_looked_at and self._is_split():
             from vitreous.layers import jax_attention
 
             heads = jax_attention.attend(qkv)
@@ -170,6 +180,8 @@ class SelfAttention(Residual):
             qkv = ops.transpose(qkv, (2, 0, 3, 1, 4))
             query, key, value = qkv[0], qkv[1], qkv[2]  # (B, A, N, D / A)
             attention = self._attend(query, key)  # (B, A, N, N)
+            if attention_tap is not None:
+                attention = attention + attention_tap
             weights = self.attention_dropout(attention, training=training) if self.attention_dropout_rate else attention
             heads = ops.matmul(weights, value)
             heads = ops.transpose(heads, (0, 2, 1, 3))

@@ -145,10 +145,12 @@ class TransformerBlock(keras.layers.Layer):
         x: (B, N, D) tokens.
         rope: Rotary tables for the attention, or None.
         training: Whether dropout is active.
-        return_attention: Whether to return the attention weights too (the mean over parallel attentions).
+        return_attention: Whether to return the attention weights too.
+        attention_tap: Added to the attention weights, shaped as they are; default none (see `SelfAttention`).
 
     Returns:
-        (B, N, D), or that and the attention weights (B, A, N, N).
+        (B, N, D), or that and the attention weights (B, num_parallel * A, N, N): the heads of one attention after those
+        of the other.
 
     Source: Dosovitskiy et al. 2021, https://arxiv.org/abs/2010.11929, equations 2 and 3; parallel branches: Touvron et
     al. 2022, https://arxiv.org/abs/2203.09795, section 3.
@@ -205,14 +207,24 @@ class TransformerBlock(keras.layers.Layer):
         """Returns `input_shape`: a block keeps the shape."""
         return input_shape
 
-    def call(self, x: Any, rope: Any = None, training: bool | None = None, return_attention: bool = False) -> Any:
+    def call(
+        self,
+        x: Any,
+        rope: Any = None,
+        training: bool | None = None,
+        return_attention: bool = False,
+        attention_tap: Any = None,
+    ) -> Any:
         """Returns the tokens after attention and MLP, and the attention weights if asked for."""
+        count = len(self.attentions)
+        taps = [None] * count if attention_tap is None else ops.split(attention_tap, count, axis=1)
         results = [
-            layer(x, rope=rope, training=training, return_attention=return_attention) for layer in self.attentions
+            layer(x, rope=rope, training=training, return_attention=return_attention, attention_tap=tap)
+            for layer, tap in zip(self.attentions, taps, strict=True)
         ]
         attention = None
         if return_attention:
-            attention = sum(weights for _, weights in results) / len(results)
+            attention = ops.concatenate([weights for _, weights in results], axis=1)
             results = [tokens for tokens, _ in results]
         x = _join(x, results)
         x = _join(x, [layer(x, training=training) for layer in self.mlps])

@@ -22,9 +22,11 @@ class AttentionPool(keras.layers.Layer):
 
     Call arguments:
         x: (B, N, D) tokens.
+        return_attention: Whether to return the attention weights too.
+        attention_tap: (B, A, N) added to the attention weights, default none (see `SelfAttention`).
 
     Returns:
-        (B, D).
+        (B, D), or that and the attention weights (B, A, N), in [0, 1], that sum to 1.
 
     Source: Zhai et al. 2022, https://arxiv.org/abs/2106.04560, appendix; Lee et al. 2019,
     https://arxiv.org/abs/1810.00825.
@@ -58,8 +60,8 @@ class AttentionPool(keras.layers.Layer):
         """Returns the pooled shape for the tokens' shape."""
         return input_shape[0], input_shape[-1]
 
-    def call(self, x: Any) -> Any:
-        """Returns the pooled vector (B, D) of tokens (B, N, D)."""
+    def call(self, x: Any, return_attention: bool = False, attention_tap: Any = None) -> Any:
+        """Returns the pooled vector (B, D) of tokens (B, N, D), and the attention weights if asked for."""
         _, num_tokens, dim = x.shape
         query = self.query(ops.reshape(ops.convert_to_tensor(self.latent), (1, dim)))
         query = ops.reshape(query, (1, self.num_heads, 1, self.head_dim)) * self.head_dim**-0.5
@@ -68,9 +70,12 @@ class AttentionPool(keras.layers.Layer):
         pairs = ops.transpose(pairs, (2, 0, 3, 1, 4))
         key, value = pairs[0], pairs[1]  # (B, A, N, D / A)
         weights = ops.softmax(ops.sum(query * key, axis=-1), axis=-1)  # (B, A, N)
+        if attention_tap is not None:
+            weights = weights + attention_tap
         pooled = ops.sum(weights[..., None] * value, axis=2)  # (B, A, D / A)
         pooled = self.projection(ops.reshape(pooled, (-1, dim)))
-        return self.mlp(pooled[:, None, :])[:, 0]
+        pooled = self.mlp(pooled[:, None, :])[:, 0]
+        return (pooled, weights) if return_attention else pooled
 
     def get_config(self) -> dict[str, Any]:
         """Returns the arguments that build this layer again."""

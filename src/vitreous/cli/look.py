@@ -1,0 +1,224 @@
+"""Commands that look inside a model."""
+
+import json
+import os
+import re
+import sys
+import typing
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from vitreous.cli.options import Backend, describe_source, parse_size, start_backend
+from vitreous.cli.printing import show_progress
+from vitreous.errors import ConfigError
+from vitreous.text import escape_text
+
+if typing.TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+
+    from vitreous.explanation import Explanation, Faithfulness
+
+MethodName = Literal[
+    "all",
+    "patches",
+    "positions",
+    "filters",
+    "attention",
+    "rollout",
+    "relevance",
+    "attention-gradient",
+    "grad-cam",
+    "integrated-gradients",
+    "occlusion",
+    "pca",
+]
+
+
+def explain(
+    model: str,
+    images: Annotated[
+        list[str],
+        Parameter(required=True),
+        describe_source("Image files; folders of images;", "Labels are not needed."),
+    ],
+    /,
+    *,
+    method: Annotated[list[MethodName] | None, Parameter(consume_multiple=True)] = None,
+    target: Annotated[str | None, Parameter(name="--class")] = None,
+    block: int | None = None,
+    head: int | None = None,
+    fill: Literal["mean", "blur"] = "mean",
+    steps: int = 4,
+    smooth: Annotated[bool, Parameter(negative=())] = False,
+    faithfulness: Annotated[bool, Parameter(negative=())] = False,
+    num_random: int = 5,
+    image_size: str | None = None,
+    image_column: str | None = None,
+    json_output: Annotated[bool, Parameter(name="--json", negative=())] = False,
+    npz: Annotated[bool, Parameter(negative=())] = False,
+    out: Path = Path("explanations"),
+    backend: Backend | None = None,
+) -> int:
+    """Show what a model looks at: a picture for each image, all methods on one sheet.
+
+    With one or more methods, a picture for each, larger. The answer is the model's ordinary one.
+
+    Args:
+        model: Folder of a run; weights (.keras, .safetensors, .npz); timm/NAME.TAG, hf:OWNER/NAME, or a name of
+            'vitreous models' for its published weights.
+        images: Images, labelled or not.
+        method: Which methods, one or more. relevance: which patches speak for the class. attention: each block and
+            head. rollout: attention of all blocks together. attention-gradient, grad-cam: of one block.
+            integrated-gradients: by pixels, summed. occlusion: what is missed when it is taken out. pca: features as
+            colours. patches, positions, filters: how the model begins.
+        target: Class to explain, by name or index. Default: of each image the one that the model answers.
+        block: Block for attention, attention-gradient, grad-cam and pca, from 0; -1 is the last. Default: the last.
+        head: Head for attention and attention-gradient, from 0. Default: the mean of all.
+        fill: What stands in the place of patches taken out: the image's mean colour, or its blur.
+        steps: Steps over which gradients by attention are averaged; 1: as published for relevance.
+        smooth: Interpolate maps (bicubic). Default: one colour for each patch.
+        faithfulness: Measure the methods on these images: patches are taken out, and put in, by their ranks, against
+            random ranks.
+        num_random: Random rankings of each image, for --faithfulness.
+        image_size: Explain at 384 or 192x256 pixels, for weights, whose positions are resized, and for models that take
+            images of any size.
+        image_column: Column of a table that holds the images. Default: found by its name.
+        json_output: Print JSON: the answer, and each map with its numbers.
+        npz: Write all arrays of each image as NumPy's .npz beside its picture.
+        out: Folder for the pictures; made if it is not there.
+        backend: Keras backend. Default: KERAS_BACKEND, else the fastest one installed for this hardware.
+    """
+    size = parse_size(image_size, "image-size")
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"Cannot write to {out}. Expected a folder. Received: a file. Pass another --out.")
+    from vitreous.data import DataConfig, load_images
+    from vitreous.explanation import (
+        METHODS,
+        draw_explanation,
+        draw_faithfulness,
+        load_explainer,
+        locate_model,
+        measure_faithfulness,
+    )
+
+    located = locate_model(model)  # first: a wrong path should not cost the time that Keras takes to start
+    found = load_images(images, DataConfig(image_column=image_column))
+    start_backend(backend)
+    explainer = load_explainer(located, image_size=size)
+    chosen = None if method is None or "all" in method else list(method)
+    names = explainer.check_methods(chosen)
+    for each in METHODS if chosen is None else ():
+        if reason := explainer.why_not(each):
+            print(f"Left out {each}: {reason}", file=sys.stderr)
+    mapped = [each for each in names if METHODS[each].has_map]
+    if faithfulness:
+        explainer.check_methods(mapped or names, needs_map=True)
+    pixels: list[np.ndarray] = []
+    results = []
+    with show_progress("images") as on_progress:
+        for index in range(len(found)):
+            image = found.load(index, explainer.input_spec.num_channels)
+            several = explainer.explain(
+                image, methods=names, target=target, block=block, head=head, fill=fill, steps=steps
+            )
+            stem = _stem(found.names, index)
+            pictures = []
+            title = Path(found.names[index]).name
+            groups = [several] if chosen is None else [[each] for each in several]
+            for group in groups:
+                suffix = "" if chosen is None else f"-{group[0].method}"
+                pictures.append(draw_explanation(group, out / f"{stem}{suffix}.png", name=title, is_smooth=smooth))
+            if npz:
+                pictures.append(_write_arrays(several, out / f"{stem}.npz"))
+            results.append(
+                {
+                    "image": str(found.names[index]),
+                    "files": [str(path) for path in pictures],
+                    "class": several[0].class_name,
+                    "probability": several[0].probability,
+                    "explanations": [each.to_dict() for each in several],
+                }
+            )
+            if faithfulness:
+                pixels.append(image)
+            if not json_output:
+                print(_line(found.names[index], several[0], pictures))
+            if on_progress:
+                on_progress(index + 1, len(found))
+    measured = None
+    if faithfulness:
+        with show_progress("images measured") as on_progress:
+            measured = measure_faithfulness(
+                explainer,
+                pixels,
+                methods=mapped,
+                target=target,
+                fill=fill,
+                num_random=num_random,
+                on_progress=on_progress,
+            )
+        path = draw_faithfulness(measured, out / "faithfulness.png", name=Path(model).name)
+        if not json_output:
+            print("\n".join([*_table(measured), f"Wrote {path}"]))
+    if json_output:
+        answer: dict[str, Any] = {"model": model, "images": results}
+        if measured:
+            answer["faithfulness"] = measured.to_dict()
+        json.dump(answer, sys.stdout, indent=2, ensure_ascii=False)
+        print()
+    return 0
+
+
+def _line(name: str, explanation: "Explanation", files: list[Path]) -> str:
+    """Returns an image, its answer and its files in one line."""
+    answer = ""
+    if explanation.class_name is not None and explanation.probability is not None:
+        answer = f"{escape_text(explanation.class_name)} {explanation.probability:.1%}, "
+    return f"{escape_text(name)}: {answer}wrote {', '.join(escape_text(str(path)) for path in files)}"
+
+
+def _table(found: "Faithfulness") -> list[str]:
+    """Returns the areas of each method, the best by insertion first."""
+    fill = "mean colour" if found.fill == "mean" else "blur"
+    images, ranks = f"{found.num_images} image{'s' * (found.num_images > 1)}", f"{found.num_random} random rankings"
+    base = found.curves["random"]
+    lines = [
+        f"Faithfulness on {images}, patches replaced by the {fill}, against the mean of {ranks} of each",
+        f"{'method':<22} deletion area (lower is better)  insertion area (higher is better)",
+    ]
+    for name, curves in sorted(found.curves.items(), key=lambda item: -item[1].insertion_area):
+        out, into = curves.deletion_area, curves.insertion_area
+        against = "" if name == "random" else f" ({out - base.deletion_area:+.3f})"
+        more = "" if name == "random" else f" ({into - base.insertion_area:+.3f})"
+        lines.append(f"{name:<22} {out:13.3f}{against:<18} {into:14.3f}{more}")
+    return lines
+
+
+def _stem(names: "Sequence[str]", index: int) -> str:
+    """Returns a file name for an image's pictures: its own where no other has it, made safe."""
+    stems = [re.sub(r"[^\w.-]", "_", Path(name).stem) or "image" for name in names]
+    return stems[index] if stems.count(stems[index]) == 1 else f"{stems[index]}-{index + 1}"
+
+
+def _write_arrays(explanations: "list[Explanation]", path: Path) -> Path:
+    """Writes the image, the logits, and each method's arrays under METHOD/NAME."""
+    import numpy as np
+
+    arrays: dict[str, Any] = {"image": explanations[0].image, "logits": explanations[0].logits}
+    for each in explanations:
+        if each.map is not None:
+            arrays[f"{each.method}/map"] = each.map
+        arrays |= {f"{each.method}/{name}": array for name, array in each.arrays.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            np.savez_compressed(file, **arrays)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
