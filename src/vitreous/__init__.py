@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from vitreous.embeddings import embed, find_neighbours, probe
     from vitreous.engine import Engine
     from vitreous.errors import VitreousError
-    from vitreous.export.write import export_model
     from vitreous.explanation import explain
+    from vitreous.export.write import export_model
     from vitreous.figures import draw_patches
     from vitreous.inspection import inspect
     from vitreous.layers import MLP, PatchEncoder, Patches, SelfAttention, TransformerBlock

@@ -10,6 +10,7 @@ from cyclopts import App, CycloptsError, Parameter
 from vitreous import __version__
 from vitreous.cli.features import embed, neighbours, probe
 from vitreous.cli.look import explain
+from vitreous.cli.serve import serve
 from vitreous.cli.tools import convert, models, patches, recipes
 from vitreous.cli.train import draw_augmented, pretrain, train
 from vitreous.cli.use import evaluate, export, inspect, predict
@@ -37,6 +38,7 @@ _COMMANDS: dict[str, Callable[..., int]] = {
     "neighbours": neighbours,
     "probe": probe,
     "explain": explain,
+    "serve": serve,
     "patches": patches,
     "augment": draw_augmented,
     "convert": convert,

@@ -10,6 +10,7 @@ from cyclopts import Group, Parameter
 
 from vitreous.backend import select_backend
 from vitreous.errors import ConfigError
+from vitreous.server.settings import ServerConfig
 from vitreous.spec import AugmentConfig, DataConfig, ViTConfig
 from vitreous.training.recipe import NOT_ARCHITECTURE, MaskedConfig, OptimizerConfig, Recipe
 
@@ -58,6 +59,7 @@ if typing.TYPE_CHECKING:
     OptimizerOptions: typing.TypeAlias = Any
     AugmentOptions: typing.TypeAlias = Any
     ArchitectureOptions: typing.TypeAlias = Any
+    ServerOptions: typing.TypeAlias = Any
 else:
     MaskedOptions = _optional(MaskedConfig, "MaskedOptions")
     DataOptions = _optional(DataConfig, "DataOptions", without=("num_folds",))
@@ -71,6 +73,7 @@ else:
     OptimizerOptions = _optional(OptimizerConfig, "OptimizerOptions")
     AugmentOptions = _optional(AugmentConfig, "AugmentOptions")
     ArchitectureOptions = _optional(ViTConfig, "ArchitectureOptions", without=NOT_ARCHITECTURE)
+    ServerOptions = _optional(ServerConfig, "ServerOptions")
 
 
 def given(options: Any) -> dict[str, Any]:
