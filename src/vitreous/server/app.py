@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException
 from vitreous import __version__
 from vitreous.errors import ConfigError, RequestError
 from vitreous.server.explaining import draw_overlay
-from vitreous.server.guard import Exchange, Guard
+from vitreous.server.guard import Exchange
 from vitreous.server.inference import HEADER_LENGTH, VERSION, describe_tensors, read_request, write_answer
 from vitreous.server.metrics import CONTENT_TYPE
 from vitreous.server.served import Answer
@@ -152,11 +152,6 @@ def create_app(service: Service) -> FastAPI:
     _add_inference(app, service)
     _add_pages(app, service)
     return app
-
-
-def guard(app: FastAPI, service: Service, token: bytes | None) -> Guard:
-    """Returns the routes behind their guard."""
-    return Guard(app, service.config, service.metrics, token, lambda: service.is_ready)  # type: ignore[arg-type]  # the same protocol
 
 
 def _add_errors(app: FastAPI) -> None:
