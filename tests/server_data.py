@@ -34,7 +34,7 @@ def make_run(path):
     model = VisionTransformer(config, name="tiny")
     random.setstate(state)
     model.head.kernel.assign(np.random.default_rng(0).normal(0, 1, model.head.kernel.shape))
-    spec = InputSpec(image_size=16, num_channels=3, mean=(0.5,) * 3, std=(0.5,) * 3, crop_fraction=1.0)
+    spec = InputSpec(image_size=16, num_channels=3, mean=(0.5,) * 3, std=(0.5,) * 3, crop_fraction=0.8)
     data = {"name": "insects", "root": "gone", "fingerprint": "", "class_names": list(CLASSES), "split": {"seed": 0}}
     writer = RunWriter(path)
     record = {"format": 1, "seed": 0, "input": spec.to_dict(), "data": data}

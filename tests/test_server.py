@@ -315,7 +315,9 @@ def test_answers_are_as_described(address):
     assert len(operations) == 14
     for operation in operations:
 
-        @settings(max_examples=4, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+        @settings(
+            max_examples=4, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+        )
         @given(case=operation.as_strategy())
         def check(case):
             case.call_and_validate(excluded_checks=[positive_data_acceptance])  # bytes of any kind are no image

@@ -66,7 +66,7 @@ class Explanations:
         """
         with self._lock:
             explainer = self._load()
-            image = read_image(upload, explainer.input_spec, self.config)
+            image = read_image(upload, explainer.input_spec.num_channels, self.config)
             return explainer.explain(image, methods=[method], target=target, block=block, head=head)[0]
 
     def look(self, upload: Upload, classes: list[str]) -> dict[str, Any]:
@@ -75,8 +75,9 @@ class Explanations:
 
         with self._lock:
             explainer = self._load()
-            image = read_image(upload, explainer.input_spec, self.config)
-            return look(explainer, image, classes=classes or None)
+            image = read_image(upload, explainer.input_spec.num_channels, self.config)
+            options = {"top_k": self.config.top_k, "threshold": self.config.threshold}
+            return look(explainer, image, classes=classes or None, **options)
 
     def _load(self) -> "Explainer":
         if self._explainer is None:

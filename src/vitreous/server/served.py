@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from vitreous.backend import has_gpu
+from vitreous.data import resize_image
 from vitreous.engine import Engine, KerasRuntime
 from vitreous.errors import ConfigError, VitreousError
 from vitreous.export.record import find_format, read_record
@@ -107,7 +108,8 @@ class ServedModel:
             RequestError: If it cannot be read, or is beyond the limits.
         """
         start = time.perf_counter()
-        image = read_image(upload, self.engine.input_spec, self.config)
+        spec = self.engine.input_spec
+        image = resize_image(read_image(upload, spec.num_channels, self.config), spec)
         decoded = time.perf_counter()
         _, shares = self.infer(image)
         names = self.engine.class_names

@@ -93,8 +93,8 @@ class Service:
             old, self.current = self.current, new
             self.metrics.reloads.labels("done").inc()
             log("reloaded", model=new.model.name, engine=new.model.engine.description)
-            await asyncio.sleep(self.config.deadline_seconds)  # who began with the old one has finished, or given up
-            old.model.close()
+        await asyncio.sleep(self.config.deadline_seconds)  # who began with the old one has finished, or given up
+        old.model.close()
 
     async def find_examples(self, current: Current) -> list[Example]:
         """Returns the examples; none while they are still being looked for."""

@@ -1,4 +1,4 @@
-"""From the body of a request to images as the model takes them: within limits, and without a look at file names."""
+"""From the body of a request to images, within limits."""
 
 import re
 from collections.abc import AsyncGenerator
@@ -9,11 +9,10 @@ from python_multipart.exceptions import FormParserError
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from vitreous.data import decode_image, resize_image
+from vitreous.data import decode_image
 from vitreous.data.images import open_image
 from vitreous.errors import ImageError, RequestError
 from vitreous.server.settings import ServerConfig
-from vitreous.spec import InputSpec
 
 _SHOW = "curl --data-binary @photo.jpg -H 'Content-Type: image/jpeg' ADDRESS"
 _ODD_NAME = re.compile(r"[/\\\x00-\x1f\x7f]|^\.\.?$")
@@ -112,16 +111,16 @@ def _check_whole(data: bytes, what: str) -> bytes:
     return data
 
 
-def read_image(upload: Upload, input_spec: InputSpec, config: ServerConfig) -> np.ndarray:
-    """Decodes and resizes an image. Its format and its size are read from its header and judged first.
+def read_image(upload: Upload, num_channels: int, config: ServerConfig) -> np.ndarray:
+    """Decodes an image. Its format and its size are read from its header and judged first.
 
     Args:
         upload: The image.
-        input_spec: What the model takes.
+        num_channels: 3 (RGB) or 1 (grey).
         config: Which formats, and how many pixels.
 
     Returns:
-        uint8 (H, W, C).
+        uint8 (H, W, num_channels), of its own size.
 
     Raises:
         RequestError: 415 for a format that is not read, 413 for too many pixels, 400 for a broken image.
@@ -139,7 +138,7 @@ def read_image(upload: Upload, input_spec: InputSpec, config: ServerConfig) -> n
     if width * height > config.max_pixels:
         raise _too_large(name, config, f"{width} × {height}")
     try:
-        return resize_image(decode_image(upload.data, input_spec.num_channels, name=name), input_spec)
+        return decode_image(upload.data, num_channels, name=name)
     except ImageError as error:
         raise RequestError(
             400, f"Cannot read the image {name}. Expected a whole one. Received: {error.reason}. Send it again."
