@@ -37,7 +37,7 @@ class ServerConfig(Record):
         max_megapixels: Largest image, in units of 1,000,000 pixels. Default: 50.
         max_images: Images in one request, at most. Default: 16.
         num_slots: Requests for predictions that wait or are computed, at most; others are answered 503 at once.
-            Default: 64.
+            Default: 32.
         num_explain_slots: The same for explanations, which are computed one at a time. Default: 4.
         max_connections: Open connections, at most. Default: 1000.
         max_buffered_megabytes: Bodies held in memory, all together, in units of 1,000,000 bytes. Default: 256.
@@ -65,7 +65,7 @@ class ServerConfig(Record):
     max_megabytes: float = 10.0
     max_megapixels: float = 50.0
     max_images: int = 16
-    num_slots: int = 64
+    num_slots: int = 32
     num_explain_slots: int = 4
     max_connections: int = 1000
     max_buffered_megabytes: float = 256.0
