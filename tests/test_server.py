@@ -1,6 +1,7 @@
 """The routes: predictions, explanations, the Open Inference Protocol, pages; what the description promises."""
 
 import json
+import re
 
 import httpx
 import numpy as np
@@ -139,9 +140,22 @@ def test_the_methods_offered_are_those_with_a_map():
 def test_a_map_as_numbers(client, run):
     found = send(client, path="/v1/explain?class=bee").json()
     explainer = load_explainer(run)
-    own = explainer.explain(explainer.prepare(decode_image(PNG)), methods=["relevance"], target="bee")[0]
+    own = explainer.explain(decode_image(PNG), methods=["relevance"], target="bee")[0]
     assert found["class"] == "bee" and found["method"] == "relevance"
     np.testing.assert_allclose(found["map"], own.map, atol=1e-5)
+
+
+def test_all_that_the_page_shows(client, expected):
+    found = send(client, path="/v1/look?classes=bee&classes=cat").json()
+    assert found["model"]["classes"] == list(CLASSES) and found["model"]["num_blocks"] == 2
+    assert set(found["relevance"]) == {"bee", "cat"}
+    assert found["image"].startswith("data:image/png;base64,")
+    assert len(found["predictions"]) == 2
+    best = found["predictions"][0]
+    (shares,) = expected(PNG)
+    assert (best["class"], best["probability"]) == (CLASSES[shares.argmax()], pytest.approx(shares.max(), abs=1e-4))
+    assert found["is_sure"] is bool(shares.max() >= 0.9)
+    assert "Unknown class" in send(client, path="/v1/look?classes=dog").json()["error"]
 
 
 def test_a_map_as_a_picture(client):
@@ -281,6 +295,15 @@ def test_the_reference_is_ours_and_needs_no_script(client):
     assert "default-src 'none'" in policy and "unsafe" not in policy and "frame-ancestors 'none'" in policy
     assert page.headers["x-content-type-options"] == "nosniff"
     assert client.get("/static/reference.css").headers["content-type"].startswith("text/css")
+
+
+def test_the_page_and_its_parts(client):
+    page = client.get("/")
+    assert page.headers["content-type"].startswith("text/html")
+    parts = re.findall(r'(?:src|href)="(static/[^"]+)"', page.text)
+    assert len(parts) >= 2
+    for part in parts:
+        assert client.get(f"/{part}").headers["content-type"].startswith(("text/css", "text/javascript"))
 
 
 def test_metrics_count_what_was_asked(client):

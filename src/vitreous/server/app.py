@@ -244,7 +244,7 @@ def _add_predictions(app: FastAPI, service: Service) -> None:
         tags=["model"],
     )
     async def example(index: int) -> Response:
-        """An example, by its place in the list of `/v1/model`."""
+        """An example, by its place in the list of /v1/model."""
         examples = await service.find_examples(service.current)
         if not 0 <= index < len(examples):
             raise RequestError(
