@@ -20,7 +20,7 @@ from vitreous.server.slots import Slots
 
 T = TypeVar("T")
 
-_EXAMPLES_SECONDS = 2.0
+_EXAMPLES_SECONDS = 5.0
 """How long the page waits for examples, which a large data set may take long to find."""
 
 
