@@ -1,6 +1,5 @@
 """Shared by all tests: the backend is settled before anything imports Keras."""
 
-import atexit
 import os
 import shutil
 import tempfile
@@ -11,6 +10,10 @@ import pytest
 os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ.setdefault("VITREOUS_COMPILE_CACHE", "off")  # what a test compiles is its own
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# What prediction keeps, tests share; nothing of it stays.
+_KEPT: str | None = None
+if "VITREOUS_ENGINE_CACHE" not in os.environ:
+    _KEPT = os.environ["VITREOUS_ENGINE_CACHE"] = tempfile.mkdtemp(prefix="vitreous-tests-engine-")
 # jax compiles what two tests have in common once: the workers, and the processes that tests start, share a folder.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     _COMPILED: str | None = tempfile.mkdtemp(prefix="vitreous-tests-jax-")
@@ -19,18 +22,15 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 else:
     _COMPILED = None  # someone else's: a worker's is the main process's
-if "VITREOUS_ENGINE_CACHE" not in os.environ:  # nor does prediction leave anything, though tests share it
-    os.environ["VITREOUS_ENGINE_CACHE"] = tempfile.mkdtemp(prefix="vitreous-engine-")
-    atexit.register(shutil.rmtree, os.environ["VITREOUS_ENGINE_CACHE"], ignore_errors=True)
 # Processes that tests start find the package too, installed or not.
 _SOURCE = str(Path(__file__).parents[1] / "src")
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [_SOURCE, os.environ.get("PYTHONPATH")]))
 
 
 def pytest_unconfigure():
-    """Removes the folder that this process made."""
-    if _COMPILED is not None:
-        shutil.rmtree(_COMPILED, ignore_errors=True)
+    """Removes the folders that this process made."""
+    for folder in filter(None, (_COMPILED, _KEPT)):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture

@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vitreous import engine, measurement, prediction, training  # before load_run is replaced: they keep what they find
 from vitreous.cli import main
 from vitreous.data import DataConfig, load_dataset, load_evaluation_images, load_images
 
 PAGE = (Path(__file__).parents[1] / "docs" / "data.md").read_text(encoding="utf-8")
+assert engine and measurement and prediction and training.train and training.train_folds
 COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", PAGE, flags=re.DOTALL) for line in block.splitlines()]
 
 
@@ -94,7 +96,7 @@ def test_commands(folder, monkeypatch, command):
 
     places = {
         "train": ["vitreous.training.trainer.train", "vitreous.training.folds.train_folds"],
-        "evaluate": ["vitreous.prediction.evaluate"],
+        "evaluate": ["vitreous.measurement.evaluate"],
         "predict": ["vitreous.data.load_images"],
     }[words[1]]
     with mock.patch("vitreous.training.run.load_run"), pytest.raises(SystemExit) as exit:

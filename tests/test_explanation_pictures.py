@@ -1,6 +1,7 @@
 """Explanations of a trained model: whether they point at what decides, how faithful they are, pictures, commands."""
 
 import json
+import shutil
 
 import keras
 import numpy as np
@@ -229,6 +230,12 @@ def test_models_by_name(run_folder, tmp_path):
         locate_model(tmp_path / "run")
     with pytest.raises(ConfigError, match="Pass the model's own, or create the model with has_dynamic_size=True"):
         load_explainer(run_folder, image_size=64)
+    warm = tmp_path / "warm"
+    shutil.copytree(run_folder, warm)
+    (warm / "metrics.json").write_text('{"calibration": {"temperature": 4.0}}')
+    cool, calm = (load_explainer(folder) for folder in (run_folder, warm))
+    logits = np.array([[4.0, 0, 0, 0]])
+    np.testing.assert_allclose(calm.probabilities(logits), cool.probabilities(logits / 4), rtol=1e-6)
     found = vitreous.explain(run_folder, make_images(1, 0)[0][0], target="green")
     assert (found.method, found.class_index, found.grid) == ("relevance", 1, PatchGrid(size=(8, 8), strides=(8, 8)))
 

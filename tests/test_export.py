@@ -11,6 +11,7 @@ from unittest import mock
 import numpy as np
 import pytest
 from PIL import Image
+from run_folder import make_run
 
 import vitreous
 from vitreous.data import decode_image, resize_image
@@ -21,10 +22,7 @@ from vitreous.export.parity import CheckImages, collect_images, compare, generat
 from vitreous.export.reference import prepare_image
 from vitreous.export.write import create_record, write_export
 from vitreous.model import create_predict_function
-from vitreous.spec import InputSpec
-from vitreous.training import load_run
-
-SMALL = {"model": "vit_pico_patch4_32", "image_size": (16, 16), "batch_size": 8, "num_channels": 3}
+from vitreous.spec import InputSpec, ViTConfig
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +41,8 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(folder, tmp_path_factory):
-    return load_run(vitreous.train(folder, out=tmp_path_factory.mktemp("runs") / "colours", epochs=3, **SMALL).path)
+    config = ViTConfig(image_size=16, patch_size=8, projection_dim=16, num_blocks=1, num_heads=2, num_classes=3)
+    return make_run(tmp_path_factory.mktemp("runs") / "colours", config, ("blue", "green", "red"), folder)
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +96,8 @@ def test_temperature_is_inside(run, keras_logits, tmp_path):
 @pytest.mark.parametrize("format", ["onnx", "openvino"])
 def test_int8_states_its_cost(run, folder, format, tmp_path):
     out = tmp_path / ("small.onnx" if format == "onnx" else "small.xml")
-    others = shutil.copytree(folder, tmp_path / "others")  # other data than that of training: all of it counts
+    others = shutil.copytree(folder, tmp_path / "others")
+    (others / "red" / "0.png").rename(others / "red" / "zero.png")  # not the data of training: all of it counts
     export = export_model(run, format=format, precision="int8", data=others, max_drop=100, out=out)
     parity = read_record(out).parity
     assert parity["measure"] == "accuracy"
@@ -222,8 +222,9 @@ def test_a_bundle_needs_no_vitreous(run, format, batch_size, tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["crop", "squash", "pad"])
+@pytest.mark.parametrize("target", [(24, 20), (24, 24)])
 @pytest.mark.parametrize("size", [(33, 51), (80, 30), (24, 24), (9, 100)])
-def test_reference_preparation_equals_ours(mode, size, tmp_path):
+def test_reference_preparation_equals_ours(mode, target, size, tmp_path):
     rng = np.random.default_rng(0)
     for channels, kind in ((3, "RGB"), (3, "RGBA"), (1, "L"), (3, "P")):
         image = Image.fromarray(rng.integers(0, 256, (*size, 4)).astype("uint8")).convert(kind)
@@ -231,7 +232,7 @@ def test_reference_preparation_equals_ours(mode, size, tmp_path):
         exif[0x0112] = 6  # rotated
         image.save(tmp_path / "image.png", exif=exif)
         spec = InputSpec(
-            image_size=(24, 20),
+            image_size=target,
             num_channels=channels,
             mean=(0.4, 0.5, 0.6)[:channels],
             std=(0.5,) * channels,

@@ -80,7 +80,7 @@ KINDS = {  # each has several things that no reference model has
 
 
 def weights_of(model):
-    return {path: keras.ops.convert_to_numpy(v) for path, v in variables(model).items() if v.trainable}
+    return {path: keras.ops.convert_to_numpy(v) for path, v in variables(model).items()}
 
 
 def shaken(config):

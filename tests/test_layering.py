@@ -21,7 +21,7 @@ RANKS = (
     {"model", "data"},
     {"evaluation", "label_errors", "figures", "weights", "calibration"},
     {"training"},
-    {"inspection", "explanation", "export", "embeddings"},  # these read what training leaves
+    {"measurement", "inspection", "explanation", "export", "embeddings"},  # these read what training leaves
     {"engine"},
     {"prediction", "answers"},
     {"report"},

@@ -20,13 +20,17 @@ if TYPE_CHECKING:
     from vitreous.figures import draw_patches
     from vitreous.inspection import inspect
     from vitreous.layers import MLP, PatchEncoder, Patches, SelfAttention, TransformerBlock
+    from vitreous.measurement import evaluate
     from vitreous.model import VisionTransformer, create_model
-    from vitreous.prediction import evaluate, predict
+    from vitreous.prediction import predict
     from vitreous.registry import get_spec, list_models, list_weights
     from vitreous.spec import InputSpec, ModelSpec, ViTConfig, WeightsSource
     from vitreous.training.pretrainer import pretrain
+    from vitreous.training.rate_search import find_learning_rate
+    from vitreous.training.resume import resume
     from vitreous.training.run import load_run
     from vitreous.training.trainer import train
+    from vitreous.training.tuning import tune
     from vitreous.weights import export_weights, import_weights
 
 __version__ = "0.1.0"
@@ -49,16 +53,19 @@ __all__ = [
     "load_dataset",
     "train",
     "pretrain",
+    "resume",
+    "find_learning_rate",
+    "tune",
     "load_run",
     "evaluate",
     "predict",
     "Engine",
     "export_model",
     "inspect",
+    "explain",
     "embed",
     "find_neighbours",
     "probe",
-    "explain",
     "draw_patches",
     "import_weights",
     "export_weights",
@@ -84,16 +91,19 @@ _HOMES = {
     "load_dataset": "vitreous.data",
     "train": "vitreous.training.trainer",
     "pretrain": "vitreous.training.pretrainer",
+    "resume": "vitreous.training.resume",
+    "find_learning_rate": "vitreous.training.rate_search",
+    "tune": "vitreous.training.tuning",
     "load_run": "vitreous.training.run",
-    "evaluate": "vitreous.prediction",
+    "evaluate": "vitreous.measurement",
     "predict": "vitreous.prediction",
     "Engine": "vitreous.engine",
     "export_model": "vitreous.export.write",
     "inspect": "vitreous.inspection",
+    "explain": "vitreous.explanation",
     "embed": "vitreous.embeddings",
     "find_neighbours": "vitreous.embeddings",
     "probe": "vitreous.embeddings",
-    "explain": "vitreous.explanation",
     "draw_patches": "vitreous.figures",
     "import_weights": "vitreous.weights",
     "export_weights": "vitreous.weights",

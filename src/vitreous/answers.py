@@ -32,6 +32,7 @@ class AnswerWriter(ABC):
         out: A file, which appears whole under its name; or a stream, which is left open.
         num_ranks: How many classes each row names.
         has_labels: Whether an image may have several labels.
+        has_threshold: Whether rows say if an answer is sure.
         resume: Whether to go on with rows of an earlier start.
 
     Attributes:
@@ -41,10 +42,13 @@ class AnswerWriter(ABC):
 
     can_resume = False
 
-    def __init__(self, out: Path | TextIO, *, num_ranks: int, has_labels: bool, resume: bool = False):
+    def __init__(
+        self, out: Path | TextIO, *, num_ranks: int, has_labels: bool, has_threshold: bool = False, resume: bool = False
+    ):
         self.path = out if isinstance(out, Path) else None
         self.num_ranks = num_ranks
         self.has_labels = has_labels
+        self.has_threshold = has_threshold
         self.done: Counter[str] = Counter()
         self.num_rows = 0
         if resume and (self.path is None or not self.can_resume):
@@ -138,7 +142,7 @@ class AnswerWriter(ABC):
         """Returns the names of the columns of a table."""
         ranks = range(1, 1 + self.num_ranks)
         names = [f"{field}_{rank}" for rank in ranks for field in ("class", "probability")]
-        return ["image", *(["labels"] if self.has_labels else []), *names]
+        return ["image", *(["is_sure"] if self.has_threshold else []), *(["labels"] if self.has_labels else []), *names]
 
 
 class CsvWriter(AnswerWriter):
@@ -171,7 +175,10 @@ class CsvWriter(AnswerWriter):
         """Writes a row."""
         pairs = zip(prediction.classes, prediction.probabilities, strict=True)
         labels = [";".join(prediction.labels or ())] if self.has_labels else []
-        self._write([prediction.path, *labels, *(value for name, share in pairs for value in (name, f"{share:.6f}"))])
+        sure = [str(bool(prediction.is_sure)).lower()] if self.has_threshold else []
+        self._write(
+            [prediction.path, *sure, *labels, *(value for name, share in pairs for value in (name, f"{share:.6f}"))]
+        )
 
 
 class JsonLinesWriter(AnswerWriter):
@@ -217,7 +224,7 @@ class ParquetWriter(AnswerWriter):
             import pyarrow.parquet
         except ImportError as error:
             raise MissingDependencyError("pyarrow", "tables", "Parquet") from error
-        kinds = {"labels": pyarrow.list_(pyarrow.string())}
+        kinds = {"labels": pyarrow.list_(pyarrow.string()), "is_sure": pyarrow.bool_()}
         fields = [
             (name, kinds.get(name, pyarrow.float32() if name.startswith("prob") else pyarrow.string()))
             for name in self.columns()
@@ -230,7 +237,8 @@ class ParquetWriter(AnswerWriter):
         pairs = zip(prediction.classes, prediction.probabilities, strict=True)
         labels = [list(prediction.labels or ())] if self.has_labels else []
         name = str(prediction.path).encode("utf-8", "replace").decode()
-        self.rows.append([name, *labels, *(value for pair in pairs for value in pair)])
+        sure = [bool(prediction.is_sure)] if self.has_threshold else []
+        self.rows.append([name, *sure, *labels, *(value for pair in pairs for value in pair)])
         if len(self.rows) == _ROW_GROUP:
             self._flush()
 

@@ -1,5 +1,6 @@
 """Which Keras backend and precision to compute with: looked up without importing any of them."""
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import os
@@ -18,6 +19,21 @@ _default: tuple[str, str] | None = None  # what `select_backend()` chose by itse
 def count_cores() -> int:
     """Returns how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def get_available_bytes() -> int | None:
+    """Returns the memory that programs may still take, within the limit of this container; None where Linux's files do
+    not say.
+    """
+    found = []
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        text = Path("/proc/meminfo").read_text()
+        found.append(int(text.split("MemAvailable:")[1].split()[0]) * 1024)
+    with contextlib.suppress(OSError, ValueError):  # a limit of "max" is none
+        folder = Path("/sys/fs/cgroup")
+        limit = int((folder / "memory.max").read_text())
+        found.append(max(limit - int((folder / "memory.current").read_text()), 0))
+    return min(found, default=None)
 
 
 def has_gpu() -> bool:

@@ -21,6 +21,7 @@ import numpy as np
 
 from vitreous import __version__
 from vitreous.backend import count_cores, has_gpu, is_installed, select_backend, uses_gpu
+from vitreous.calibration import check_threshold, get_confidence
 from vitreous.data import DataConfig, ImageSet, decode_image, load_images, resize_image
 from vitreous.data.sources.contents import reason_of
 from vitreous.errors import ConfigError, ImageError, MissingPathError
@@ -45,18 +46,26 @@ class Prediction:
         probabilities: Of these classes, in [0, 1]; they sum to 1 over all classes unless an image may have several.
         labels: Where an image may have several classes: those with a probability of 1/2 or more, the most probable
             first. None where it has one.
+        is_sure: Whether the answer reaches the threshold that was asked for. None without one.
     """
 
     path: Path | str
     classes: tuple[str, ...]
     probabilities: tuple[float, ...]
     labels: tuple[str, ...] | None = None
+    is_sure: bool | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain values, fit for JSON."""
         pairs = zip(self.classes, self.probabilities, strict=True)
         labels = {} if self.labels is None else {"labels": list(self.labels)}
-        return {"image": str(self.path), **labels, "predictions": [{"class": c, "probability": p} for c, p in pairs]}
+        sure = {} if self.is_sure is None else {"is_sure": self.is_sure}
+        return {
+            "image": str(self.path),
+            **sure,
+            **labels,
+            "predictions": [{"class": c, "probability": p} for c, p in pairs],
+        }
 
 
 class KerasRuntime(Runtime):
@@ -68,7 +77,7 @@ class KerasRuntime(Runtime):
         from vitreous.model import create_predict_function
 
         super().__init__(f"Keras on {keras.backend.backend()}, float32")
-        self.temperature = float(getattr(run, "temperature", 1.0))
+        self.temperature = run.temperature
         self.compute_shares = sigmoid if run.is_multi_label else softmax
         self.infer = create_predict_function(run.load_model(), run.input_spec)
         self.size = 0  # images of the largest batch so far: smaller ones are filled up, not compiled anew
@@ -216,6 +225,7 @@ class Engine:
         images: Any,
         *,
         top_k: int = 5,
+        threshold: float | None = None,
         image_column: str | None = None,
         skip: Mapping[str, int] | None = None,
         on_progress: Callable[[int, int | None], None] | None = None,
@@ -227,6 +237,7 @@ class Engine:
             images: Image files, folders and other sources as for `load_dataset`, one or a list; an `ImageSet`; arrays
                 (uint8, of any size); or any iterator over files, bytes and arrays, which is read as it is needed.
             top_k: How many classes to name for each image, at most.
+            threshold: Probability in [0, 1] below which an answer is not sure.
             image_column: Column of a table that holds the images. Default: found by its name.
             skip: {name: how often} of images to leave out, such as those that were answered before.
             on_progress: Called with the images done and the images in all (None where nobody knows).
@@ -245,11 +256,12 @@ class Engine:
             raise ConfigError(
                 f"Cannot name classes. Expected top_k of at least 1. Received: top_k={top_k}. Pass 1 or more."
             )
+        check_threshold(threshold)
         items, total = self._find(images, image_column)
         if skip:
             items = _without(items, Counter(dict(skip)))
             total = None if total is None else max(total - sum(skip.values()), 0)
-        return self._predict(items, total, top_k, on_progress, on_error)
+        return self._predict(items, total, top_k, threshold, on_progress, on_error)
 
     def _find(
         self, images: Any, image_column: str | None
@@ -297,6 +309,7 @@ class Engine:
         items: Iterator[tuple[Path | str, Callable[[], np.ndarray]]],
         total: int | None,
         top_k: int,
+        threshold: float | None,
         on_progress: Callable[[int, int | None], None] | None,
         on_error: Callable[[str, str], None] | None,
     ) -> Iterator[Prediction]:
@@ -351,7 +364,7 @@ class Engine:
                 names = named.popleft()
                 order = np.argsort(-shares, axis=1, kind="stable")
                 for name, row, places in zip(names, shares, order, strict=False):  # a filled batch has more rows
-                    yield self._describe(name, row, places, top_k)
+                    yield self._describe(name, row, places, top_k, threshold)
                 done += len(names)
                 if on_progress:
                     on_progress(done + broken, total)
@@ -360,12 +373,17 @@ class Engine:
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _describe(self, name: Path | str, shares: np.ndarray, order: np.ndarray, top_k: int) -> Prediction:
+    def _describe(
+        self, name: Path | str, shares: np.ndarray, order: np.ndarray, top_k: int, threshold: float | None
+    ) -> Prediction:
         """Returns what the probabilities (K,) say, from their places in falling order."""
         names = self.class_names
         labels = tuple(names[i] for i in order if shares[i] >= 0.5) if self.is_multi_label else None
         best = order[:top_k]
-        return Prediction(name, tuple(names[i] for i in best), tuple(float(shares[i]) for i in best), labels)
+        is_sure = None
+        if threshold is not None:
+            is_sure = bool(get_confidence(shares, is_multi_label=self.is_multi_label) >= threshold)
+        return Prediction(name, tuple(names[i] for i in best), tuple(float(shares[i]) for i in best), labels, is_sure)
 
 
 def _fill(images: np.ndarray, size: int) -> np.ndarray:

@@ -69,7 +69,7 @@ def wilson_interval(successes: int, total: int) -> tuple[float, float]:
 
 
 def compute_metrics(logits: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> dict[str, Any]:
-    """Computes what a report says of a classifier.
+    """Computes the numbers that cost no time: what training watches. `compute_all_metrics` has the rest.
 
     Args:
         logits: (N, K).
@@ -79,13 +79,16 @@ def compute_metrics(logits: np.ndarray, labels: np.ndarray, class_names: Sequenc
     Returns:
         A dict fit for JSON, with `num_examples` and `loss` (in nats).
 
-        With one label an image: `accuracy` and `accuracy_interval` (95%, Wilson), `top5_accuracy` where K > 5,
-        `macro_recall` (mean over the classes present), `recall` by class name, and `confusion_matrix` (rows: truth).
+        With one label an image: `accuracy` and `accuracy_interval` (95%, Wilson), `top5_accuracy` where K > 5;
+        `macro_precision`, `macro_recall` and `macro_f1` (means over the classes present); `weighted`, a dict of
+        `precision`, `recall` and `f1` weighted by support; `precision`, `recall`, `f1` and `support` by name of the
+        classes present; and `confusion_matrix` (rows: truth).
 
         With several: `mean_average_precision` over the classes that apply to some image; at probability 1/2
-        `micro_f1`, `macro_f1` (over the same classes), `label_accuracy` (share of right answers of all N * K),
-        `exact_match` (share of images with all K right) and `exact_match_interval` (95%, Wilson); `average_precision`,
-        `precision`, `recall` and `support` by class name; the loss is the mean over all N * K answers.
+        `micro_f1`, `macro_precision`, `macro_recall`, `macro_f1` (over the same classes), `weighted`, `label_accuracy`
+        (share of right answers of all N * K), `exact_match` (share of images with all K right) and
+        `exact_match_interval` (95%, Wilson); `average_precision`, `precision`, `recall`, `f1` and `support` by class
+        name; the loss is the mean over all N * K answers.
 
     Raises:
         DataError: If N is 0.
@@ -107,20 +110,35 @@ def compute_metrics(logits: np.ndarray, labels: np.ndarray, class_names: Sequenc
     log_sum = peak + np.log(np.exp(wide - peak[:, None]).sum(axis=1))
     matrix = confusion_matrix(labels, answers, num_classes)
     support = matrix.sum(axis=1)
-    recall = matrix.diagonal() / np.maximum(support, 1)
+    is_there = support > 0
+    values = class_shares(matrix.diagonal(), matrix.sum(axis=0), support)
+    shares = dict(zip(("precision", "recall", "f1"), values, strict=True))
+    names = [name for name, is_present in zip(class_names, is_there, strict=True) if is_present]
     metrics: dict[str, Any] = {
         "accuracy": correct / total,
         "accuracy_interval": list(wilson_interval(correct, total)),
         "loss": float((log_sum - wide[np.arange(total), labels]).mean()),
-        "macro_recall": float(recall[support > 0].mean()),
+        **{f"macro_{kind}": float(values[is_there].mean()) for kind, values in shares.items()},
         "num_examples": total,
-        "recall": {name: float(r) for name, r, n in zip(class_names, recall, support, strict=True) if n},
+        "weighted": {kind: float(values @ support / total) for kind, values in shares.items()},
+        **{kind: dict(zip(names, values[is_there].tolist(), strict=True)) for kind, values in shares.items()},
+        "support": dict(zip(names, support[is_there].tolist(), strict=True)),
         "confusion_matrix": matrix.tolist(),
     }
     if num_classes > 5:
         top = np.argpartition(-logits, 5, axis=1)[:, :5]
         metrics["top5_accuracy"] = float((top == labels[:, None]).any(axis=1).mean())
     return metrics
+
+
+def class_shares(
+    hits: np.ndarray, claimed: np.ndarray, support: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns precision, recall and F1, from counts of the same shape: right answers, answers, and truths of a class.
+
+    A share of nothing is 0, as in scikit-learn with `zero_division=0`.
+    """
+    return hits / np.maximum(claimed, 1), hits / np.maximum(support, 1), 2 * hits / np.maximum(claimed + support, 1)
 
 
 def _compute_multi_label_metrics(logits: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> dict[str, Any]:
@@ -130,7 +148,7 @@ def _compute_multi_label_metrics(logits: np.ndarray, labels: np.ndarray, class_n
     right = answers == labels  # (N, K)
     exact = int(right.all(axis=1).sum())
     hits, claimed, support = (counts.sum(axis=0) for counts in (answers & labels, answers, labels))  # (K,)
-    f1 = 2 * hits / np.maximum(claimed + support, 1)
+    precision, recall, f1 = class_shares(hits, claimed, support)
     applies = support > 0
     names = [name for name, is_there in zip(class_names, applies, strict=True) if is_there]
     precisions = [float(average_precision_score(labels[:, k], logits[:, k])) for k in np.flatnonzero(applies)]
@@ -140,6 +158,13 @@ def _compute_multi_label_metrics(logits: np.ndarray, labels: np.ndarray, class_n
 
     return {
         "mean_average_precision": float(np.mean(precisions)) if names else 0.0,
+        "macro_precision": float(precision[applies].mean()) if names else 0.0,
+        "macro_recall": float(recall[applies].mean()) if names else 0.0,
+        "weighted": {
+            "precision": float(precision @ support / max(support.sum(), 1)),
+            "recall": float(hits.sum() / max(support.sum(), 1)),
+            "f1": float(f1 @ support / max(support.sum(), 1)),
+        },
         "micro_f1": float(2 * hits.sum() / max(claimed.sum() + support.sum(), 1)),
         "macro_f1": float(f1[applies].mean()) if names else 0.0,
         "label_accuracy": float(right.mean()),
@@ -148,10 +173,208 @@ def _compute_multi_label_metrics(logits: np.ndarray, labels: np.ndarray, class_n
         "loss": float((np.logaddexp(0, logits) - labels * logits).mean()),
         "num_examples": len(labels),
         "average_precision": dict(zip(names, precisions, strict=True)),
-        "precision": by_name(hits / np.maximum(claimed, 1)),
-        "recall": by_name(hits / np.maximum(support, 1)),
+        "precision": by_name(precision),
+        "recall": by_name(recall),
+        "f1": by_name(f1),
         "support": by_name(support),
     }
+
+
+NUM_DRAWS, SEED = 1000, 0  # of the bootstrap
+_MOST_WORK = 3e8  # examples times classes times draws of the bootstrap of ranks: seconds
+_FEWEST_DRAWS = 200
+
+
+def compute_all_metrics(
+    logits: np.ndarray,
+    labels: np.ndarray,
+    class_names: Sequence[str],
+    *,
+    num_draws: int = NUM_DRAWS,
+    seed: int = SEED,
+) -> dict[str, Any]:
+    """Computes what a report says of a classifier: `compute_metrics`, how well it ranks, and how sure all of it is.
+
+    Args:
+        logits: (N, K).
+        labels: (N,) integers in [0, K); or bool (N, K) where an image may have several labels, or none.
+        class_names: K names.
+        num_draws: Draws of the bootstrap.
+        seed: Of the bootstrap.
+
+    Returns:
+        What `compute_metrics` returns, and
+
+        - `roc_auc` and `average_precision` by class name, each class against the rest, and their means `macro_roc_auc`
+          and `mean_average_precision`: over the classes that apply to some image; the former without those that apply
+          to every image. `macro_roc_auc` is None where there is no such class. With one label an image, the score of a
+          class is its probability.
+        - `intervals`: 95% confidence intervals by name of the number: `low`, `high` and `method`, which is "wilson"
+          for shares of images, and "bootstrap" for all else: percentiles over `num_draws` draws of N images with
+          replacement. Of `macro_roc_auc` and `mean_average_precision` there may be fewer draws, and none where they
+          would take minutes.
+        - `recall_interval` by class name (95%, Wilson).
+        - `bootstrap`: `num_draws`, `num_rank_draws` (0: no intervals) and `seed`.
+
+    Raises:
+        DataError: If N is 0.
+    """
+    metrics = compute_metrics(logits, labels, class_names)
+    is_multi_label = labels.ndim == 2
+    wide = logits.astype("float64")
+    scores = wide if is_multi_label else softmax(wide)
+    truth = labels.astype(bool) if is_multi_label else labels[:, None] == np.arange(len(class_names))
+    total = len(labels)
+    places = np.flatnonzero(truth.any(axis=0)).tolist()
+    names = [class_names[k] for k in places]
+    areas, precisions = rank_scores(scores[:, places], truth[:, places], np.ones((1, total), "float32"))
+    metrics["roc_auc"] = {name: area for name, area in zip(names, areas[0].tolist(), strict=True) if area == area}
+    metrics["macro_roc_auc"] = float(np.nanmean(areas)) if metrics["roc_auc"] else None
+    if not is_multi_label:
+        metrics["average_precision"] = dict(zip(names, precisions[0].tolist(), strict=True))
+        metrics["mean_average_precision"] = float(precisions.mean())
+    support = metrics["support"]
+    metrics["recall_interval"] = {
+        name: list(wilson_interval(round(metrics["recall"][name] * count), count)) for name, count in support.items()
+    }
+    intervals: dict[str, Any] = {}
+    for name in ("exact_match",) if is_multi_label else ("accuracy", "top5_accuracy"):
+        if name in metrics:
+            low, high = wilson_interval(round(metrics[name] * total), total)
+            intervals[name] = {"low": low, "high": high, "method": "wilson"}
+    generator = np.random.default_rng(seed)
+    draws = _draw_counts(metrics, truth, wide, num_draws, generator)
+    num_rank_draws = min(num_draws, int(_MOST_WORK / max(truth[:, places].size, 1)))
+    if num_rank_draws < min(_FEWEST_DRAWS, num_draws) or not names:
+        num_rank_draws = 0
+    else:
+        draws |= _draw_ranks(scores[:, places], truth[:, places], num_rank_draws, generator)
+    for name, values in draws.items():
+        if not np.isfinite(values).any():
+            continue
+        low, high = np.nanpercentile(values, (2.5, 97.5)).tolist()
+        intervals[name] = {"low": low, "high": high, "method": "bootstrap"}
+    bootstrap = {"num_draws": num_draws, "num_rank_draws": num_rank_draws, "seed": seed}
+    return {**metrics, "intervals": intervals, "bootstrap": bootstrap}
+
+
+def _draw_counts(
+    metrics: Mapping[str, Any], truth: np.ndarray, logits: np.ndarray, num_draws: int, generator: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """Returns what the bootstrap gives for numbers that counts and means decide; (num_draws,) each."""
+    total = len(truth)
+    values: dict[str, np.ndarray] = {}
+    if "confusion_matrix" in metrics:
+        values |= _draw_confusions(np.array(metrics["confusion_matrix"]), num_draws, generator)
+        peak = logits.max(axis=1)
+        losses = peak + np.log(np.exp(logits - peak[:, None]).sum(axis=1)) - logits[truth]
+    else:
+        losses = (np.logaddexp(0, logits) - truth * logits).mean(axis=1)
+    answers = logits > 0
+    for start in range(0, num_draws, _CHUNK):
+        weights = _draw_weights(total, min(_CHUNK, num_draws - start), generator)
+        parts = {"loss": weights @ losses.astype("float32") / total}
+        if "confusion_matrix" not in metrics:
+            hits, claimed, support = (
+                weights @ counts.astype("float32") for counts in (answers & truth, answers, truth)
+            )  # (draws, K)
+            applies = support > 0
+            for kind, shares in zip(("precision", "recall", "f1"), class_shares(hits, claimed, support), strict=True):
+                parts[f"macro_{kind}"] = (shares * applies).sum(axis=1) / np.maximum(applies.sum(axis=1), 1)
+            parts["micro_f1"] = 2 * hits.sum(axis=1) / np.maximum((claimed + support).sum(axis=1), 1)
+        for name, part in parts.items():
+            values[name] = np.concatenate([values.get(name, part[:0]), part])
+    return values
+
+
+def _draw_confusions(matrix: np.ndarray, num_draws: int, generator: np.random.Generator) -> dict[str, np.ndarray]:
+    """Draws images anew, which is drawing the cells of their confusion matrix anew, from a multinomial."""
+    from scipy.sparse import csr_array
+
+    rows, columns = np.nonzero(matrix)
+    counts = matrix[rows, columns]
+    places, ones, shape = np.arange(len(rows)), np.ones(len(rows)), (len(matrix), len(rows))
+    by_row, by_column = (csr_array((ones, (of, places)), shape=shape) for of in (rows, columns))
+    diagonal = csr_array((np.where(rows == columns, 1.0, 0.0), (rows, places)), shape=shape)
+    parts: dict[str, list[np.ndarray]] = {}
+    for start in range(0, num_draws, _CHUNK):
+        size = min(_CHUNK, num_draws - start)
+        drawn = generator.multinomial(counts.sum(), counts / counts.sum(), size).T.astype("float64")  # (cells, draws)
+        hits, claimed, support = (sums @ drawn for sums in (diagonal, by_column, by_row))  # (K, draws)
+        is_there = support > 0
+        for kind, shares in zip(("precision", "recall", "f1"), class_shares(hits, claimed, support), strict=True):
+            parts.setdefault(f"macro_{kind}", []).append((shares * is_there).sum(axis=0) / is_there.sum(axis=0))
+    return {name: np.concatenate(values) for name, values in parts.items()}
+
+
+_CHUNK = 100  # draws at a time, which bounds the memory
+
+
+def _draw_weights(total: int, num_draws: int, generator: np.random.Generator) -> np.ndarray:
+    """Returns how often each of N images is drawn, in each of the draws: float32 (num_draws, N)."""
+    drawn = generator.integers(0, total, (num_draws, total))
+    return np.stack([np.bincount(row, minlength=total) for row in drawn]).astype("float32")
+
+
+def _draw_ranks(
+    scores: np.ndarray, truth: np.ndarray, num_draws: int, generator: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """Returns the bootstrap's means of ROC-AUC and average precision; NaN where a draw has nothing to rank."""
+    areas: list[np.ndarray] = []
+    precisions: list[np.ndarray] = []
+    for start in range(0, num_draws, _CHUNK):
+        weights = _draw_weights(len(truth), min(_CHUNK, num_draws - start), generator)
+        for values, means in zip(rank_scores(scores, truth, weights), (areas, precisions), strict=True):
+            is_known = np.isfinite(values)
+            count = is_known.sum(axis=1)
+            means.append(np.where(count > 0, np.where(is_known, values, 0).sum(axis=1) / np.maximum(count, 1), np.nan))
+    return {"macro_roc_auc": np.concatenate(areas), "mean_average_precision": np.concatenate(precisions)}
+
+
+def rank_scores(scores: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Computes ROC-AUC and average precision of each class under many weightings of the images at once.
+
+    Args:
+        scores: (N, K): the higher, the more the model thinks that the class applies.
+        truth: bool (N, K).
+        weights: (D, N): D weightings, such as how often each draw of a bootstrap has each image.
+
+    Returns:
+        ROC-AUC and average precision, each (D, K) in [0, 1]; NaN where a weighting has no image with the class, and
+        the former where it has none without it. They equal `roc_auc_score` and `average_precision_score` of
+        scikit-learn, which would take a loop over the draws.
+    """
+    num_draws, num_classes = len(weights), scores.shape[1]
+    areas, precisions = np.full((num_draws, num_classes), np.nan), np.full((num_draws, num_classes), np.nan)
+    for k in range(num_classes):
+        order = np.argsort(-scores[:, k], kind="stable")
+        ranked = scores[order, k]
+        is_last = np.append(ranked[1:] != ranked[:-1], True)  # of images with one score
+        group = np.cumsum(is_last) - is_last
+        last = np.flatnonzero(is_last)
+        hits = np.flatnonzero(truth[order, k])
+        if not len(hits):
+            continue
+        sums = np.cumsum(weights[:, order], axis=1, dtype="float64")  # (D, N), of all images down to each score
+        hit_weights = weights[:, order[hits]]
+        hit_sums = np.cumsum(hit_weights, axis=1, dtype="float64")
+        of_hit = group[hits]
+        end = last[of_hit]
+        start = np.where(of_hit > 0, last[of_hit - 1], -1)
+        # How many hits lie down to the end of a group, and before it, as places in `hit_sums`.
+        num_to_end, num_before = (np.searchsorted(hits, edge, side="right") for edge in (end, start))
+        padded = np.concatenate([np.zeros((num_draws, 1)), hit_sums], axis=1)
+        hits_to_end, hits_before = padded[:, num_to_end], padded[:, num_before]
+        all_to_end = sums[:, end]
+        all_before = np.where(start >= 0, sums[:, start], 0)
+        misses_to_end, misses_before = all_to_end - hits_to_end, all_before - hits_before
+        total_hits = hit_sums[:, -1]
+        total_misses = sums[:, -1] - total_hits
+        with np.errstate(invalid="ignore", divide="ignore"):
+            below = total_misses[:, None] - (misses_to_end + misses_before) / 2
+            areas[:, k] = (hit_weights * below).sum(axis=1) / (total_hits * total_misses)
+            precisions[:, k] = np.nansum(hit_weights * hits_to_end / all_to_end, axis=1) / total_hits
+    return areas, precisions
 
 
 def get_headline(metrics: Mapping[str, Any]) -> tuple[str, float]:

@@ -10,10 +10,12 @@ from cyclopts import App, CycloptsError, Parameter
 from vitreous import __version__
 from vitreous.cli.features import embed, neighbours, probe
 from vitreous.cli.look import explain
+from vitreous.cli.measure import calibrate, evaluate
 from vitreous.cli.serve import serve
 from vitreous.cli.tools import convert, models, patches, recipes
 from vitreous.cli.train import draw_augmented, pretrain, train
-from vitreous.cli.use import evaluate, export, inspect, predict
+from vitreous.cli.tune import find_lr, tune
+from vitreous.cli.use import export, inspect, predict
 from vitreous.errors import VitreousError
 from vitreous.text import escape_text
 
@@ -30,14 +32,17 @@ app = App(
 _COMMANDS: dict[str, Callable[..., int]] = {
     "train": train,
     "pretrain": pretrain,
+    "find-lr": find_lr,
+    "tune": tune,
     "evaluate": evaluate,
+    "calibrate": calibrate,
     "predict": predict,
     "export": export,
     "inspect": inspect,
+    "explain": explain,
     "embed": embed,
     "neighbours": neighbours,
     "probe": probe,
-    "explain": explain,
     "serve": serve,
     "patches": patches,
     "augment": draw_augmented,

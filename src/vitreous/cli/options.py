@@ -3,8 +3,8 @@
 import dataclasses
 import sys
 import typing
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
@@ -12,12 +12,20 @@ from vitreous.backend import select_backend
 from vitreous.errors import ConfigError
 from vitreous.server.settings import ServerConfig
 from vitreous.spec import AugmentConfig, DataConfig, ViTConfig
-from vitreous.training.recipe import NOT_ARCHITECTURE, MaskedConfig, OptimizerConfig, Recipe
+from vitreous.training.recipe import NOT_ARCHITECTURE, DistillationConfig, MaskedConfig, OptimizerConfig, Recipe
 
 Backend = Literal["jax", "torch", "tensorflow"]
+Track = Annotated[
+    list[Literal["tensorboard", "mlflow", "wandb"]] | None,
+    Parameter(
+        help="Follow the run with TensorBoard, MLflow or Weights & Biases too; repeat for several. history.csv and "
+        "history.jsonl are written anyway."
+    ),
+]
 
-DATA, RECIPE, OPTIMIZER, AUGMENTATION, ARCHITECTURE = (
-    Group.create_ordered(name) for name in ("Data", "Recipe", "Optimizer", "Augmentation", "Architecture")
+DATA, RECIPE, OPTIMIZER, DISTILLATION, AUGMENTATION, ARCHITECTURE = (
+    Group.create_ordered(name)
+    for name in ("Data", "Recipe", "Optimizer", "Distillation", "Augmentation", "Architecture")
 )
 
 
@@ -33,12 +41,13 @@ def describe_source(before: str, after: str = "") -> Parameter:
     return Parameter(help=f"{before} {_SOURCES}.{after and ' '}{after}")
 
 
-def _optional(record: type, name: str, without: Sequence[str] = ()) -> Any:
+def _optional(record: type, name: str, without: Sequence[str] = (), types: Mapping[str, Any] | None = None) -> Any:
     """Returns a record's twin for the command line: the same fields and help, and None for "as the recipe says".
 
-    Records inside the record have options of their own; so have the fields named in `without`.
+    Records inside the record have options of their own; so have the fields named in `without`. `types` has other types
+    for some fields, where the command line takes more than the record.
     """
-    hints = typing.get_type_hints(record)
+    hints = {**typing.get_type_hints(record), **(types or {})}
     fields = [
         (field.name, hints[field.name] | None, dataclasses.field(default=None))
         for field in dataclasses.fields(record)
@@ -50,6 +59,15 @@ def _optional(record: type, name: str, without: Sequence[str] = ()) -> Any:
     return twin
 
 
+_BATCH = Annotated[
+    int | Literal["auto"],
+    Parameter(
+        name=("--batch-size", "--batch"),
+        help="Images per step; auto: the largest number that fits into memory and, on a CPU, makes training faster. "
+        "The learning rate then goes with its square root, unless one is given.",
+    ),
+]
+
 if typing.TYPE_CHECKING:
     DataOptions: typing.TypeAlias = Any
     SplitOptions: typing.TypeAlias = Any
@@ -57,6 +75,7 @@ if typing.TYPE_CHECKING:
     ColumnOptions: typing.TypeAlias = Any
     RecipeOptions: typing.TypeAlias = Any
     OptimizerOptions: typing.TypeAlias = Any
+    DistillationOptions: typing.TypeAlias = Any
     AugmentOptions: typing.TypeAlias = Any
     ArchitectureOptions: typing.TypeAlias = Any
     ServerOptions: typing.TypeAlias = Any
@@ -69,8 +88,11 @@ else:
         "ColumnOptions",
         without=("val_fraction", "test_fraction", "group_column", "num_folds", "fold"),
     )
-    RecipeOptions = _optional(Recipe, "RecipeOptions", without=("image_size", "architecture"))
+    RecipeOptions = _optional(
+        Recipe, "RecipeOptions", without=("image_size", "architecture"), types={"batch_size": _BATCH}
+    )
     OptimizerOptions = _optional(OptimizerConfig, "OptimizerOptions")
+    DistillationOptions = _optional(DistillationConfig, "DistillationOptions")
     AugmentOptions = _optional(AugmentConfig, "AugmentOptions")
     ArchitectureOptions = _optional(ViTConfig, "ArchitectureOptions", without=NOT_ARCHITECTURE)
     ServerOptions = _optional(ServerConfig, "ServerOptions")
@@ -93,6 +115,23 @@ def parse_size(text: str | None, name: str) -> tuple[int, int] | None:
         )
     numbers = [int(part) for part in parts]
     return numbers[0], numbers[-1]
+
+
+def recipe_changes(
+    options: RecipeOptions | None,
+    image_size: str | None,
+    optimizer: OptimizerOptions | None,
+    augment: AugmentOptions | None,
+    architecture: ArchitectureOptions | None,
+) -> dict[str, Any]:
+    """Returns what differs from the recipe."""
+    return {
+        **given(options),
+        "image_size": parse_size(image_size, "image-size"),
+        "optimizer": given(optimizer) or None,
+        "augment": given(augment) or None,
+        "architecture": given(architecture) or None,
+    }
 
 
 def start_backend(backend: str | None) -> None:

@@ -25,33 +25,14 @@ def metrics_line(split: str, metrics: dict[str, Any]) -> str:
     return f"{split.capitalize():<8} {summarize_metrics(metrics)}"
 
 
-def class_lines(metrics: dict[str, Any]) -> list[str]:
-    """Returns a line for each class."""
-    shown = {name: escape_text(name) for name in metrics["recall"]}
-    width = max(map(len, shown.values()), default=0)
-    if "accuracy" in metrics:
-        lines = [f"{shown[name]:<{width}} {recall:7.2%}" for name, recall in metrics["recall"].items()]
-        return [
-            f"Recall   of each class (mean {metrics['macro_recall']:.2%})",
-            *(f"         {line}" for line in lines),
-        ]
-    kinds = ("average_precision", "precision", "recall")
-    return [
-        f"Labels   {'':<{width}} average precision  precision   recall   images",
-        *(
-            f"         {shown[name]:<{width}} {metrics[kinds[0]][name]:17.2%} {metrics[kinds[1]][name]:10.2%} "
-            f"{metrics[kinds[2]][name]:8.2%} {count:8,}"
-            for name, count in metrics["support"].items()
-        ),
-    ]
-
-
 def prediction_line(prediction: "Prediction") -> str:
     """Returns an image and its classes in one line; where it may have several, those that apply stand first."""
     pairs = zip(prediction.classes, prediction.probabilities, strict=True)
     answers = ", ".join(f"{escape_text(name)} {share:.1%}" for name, share in pairs)
     if prediction.labels is not None:
         answers = f"[{', '.join(map(escape_text, prediction.labels)) or 'none'}] {answers}"
+    if prediction.is_sure is False:
+        answers = f"not sure: {answers}"
     return f"{escape_text(str(prediction.path))}: {answers}"
 
 

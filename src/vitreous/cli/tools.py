@@ -1,5 +1,6 @@
 """Commands that need no data set: patches of an image, weights, models, recipes."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -139,10 +140,29 @@ def models(
     return 0
 
 
-def recipes() -> int:
-    """List the recipes for training, and what each is for."""
-    from vitreous.training.recipe import describe_recipe, list_recipes
+def recipes(
+    names: list[str] | None = None,
+    /,
+    *,
+    json_output: Annotated[bool, Parameter(name="--json", negative=())] = False,
+) -> int:
+    """List the recipes for training: what each is for, and what was measured with it.
 
-    for name in list_recipes():
-        print(f"{name:<10} {describe_recipe(name)}")
+    Args:
+        names: Names of recipes, or TOML files. Default: all that vitreous carries.
+        json_output: Print JSON.
+    """
+    from vitreous.training.recipe import list_recipes, load_header, load_recipe
+
+    headers = {}
+    for name in names or list_recipes():
+        load_recipe(name)  # a file that is no recipe is an error here, as it would be in training
+        headers[name] = load_header(name)
+    if json_output:
+        print(json.dumps([{"name": name, **dataclasses.asdict(header)} for name, header in headers.items()], indent=2))
+        return 0
+    width = max(map(len, headers))
+    for name, header in headers.items():
+        for i, line in enumerate(header.describe()):
+            print(f"{name if i == 0 else '':<{width}}  {line}")
     return 0

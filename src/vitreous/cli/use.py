@@ -1,6 +1,5 @@
-"""Commands that put data and a run to use: measure, classify, look for what is wrong."""
+"""Commands that put data and a run to use: classify, look for what is wrong."""
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -8,11 +7,9 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from vitreous.cli.options import DATA, Backend, ColumnOptions, SplitOptions, describe_source, given, start_backend
+from vitreous.cli.options import DATA, Backend, SplitOptions, describe_source, given, start_backend
 from vitreous.cli.printing import (
     check_output,
-    class_lines,
-    metrics_line,
     open_answers,
     open_output,
     print_findings,
@@ -20,53 +17,6 @@ from vitreous.cli.printing import (
 )
 from vitreous.errors import ConfigError
 from vitreous.text import escape_text
-
-
-def evaluate(
-    run: Path,
-    data: Annotated[
-        str | None, describe_source("Labelled images:", "Default: the data the run was trained on.")
-    ] = None,
-    /,
-    *,
-    split: Literal["train", "val", "test", "all"] | None = None,
-    json_output: Annotated[bool, Parameter(name="--json", negative=())] = False,
-    out: Path | None = None,
-    backend: Backend | None = None,
-    columns: Annotated[ColumnOptions | None, Parameter(name="*", group=DATA)] = None,
-) -> int:
-    """Measure a run on labelled images.
-
-    Args:
-        run: Folder of the run.
-        data: Labelled images.
-        split: Which part of the data. Default: its test images; all images of a folder without splits.
-        json_output: Print JSON, with the confusion matrix.
-        out: File to write instead of printing.
-        backend: Keras backend. Default: KERAS_BACKEND, else the fastest one installed for this hardware.
-        columns: Columns, where they differ from those of training.
-    """
-    from vitreous.training import load_run
-
-    check_output(out)
-    loaded = load_run(run)  # first: a wrong path should not cost the time that Keras takes to start
-    start_backend(backend)
-    from vitreous.prediction import evaluate as evaluate_run
-
-    metrics = evaluate_run(loaded, data, split=split, **given(columns))
-    with open_output(out) as file:
-        if json_output:
-            json.dump(metrics, file, indent=2, ensure_ascii=False)
-            file.write("\n")
-        else:
-            print(metrics_line(metrics["split"], metrics), file=file)
-            if "top5_accuracy" in metrics:
-                print(f"Top 5    accuracy {metrics['top5_accuracy']:.2%}", file=file)
-            for line in class_lines(metrics):
-                print(line, file=file)
-    for name, reason in metrics["broken_files"].items():
-        print(f"Warning: left out {escape_text(name)}: {escape_text(reason)}", file=sys.stderr)
-    return 0
 
 
 def predict(
@@ -83,6 +33,7 @@ def predict(
     json_output: Annotated[bool, Parameter(name="--json", negative=())] = False,
     jsonl_output: Annotated[bool, Parameter(name="--jsonl", negative=())] = False,
     parquet_output: Annotated[bool, Parameter(name="--parquet", negative=())] = False,
+    threshold: float | None = None,
     image_column: str | None = None,
     out: Path | None = None,
     resume: Annotated[bool, Parameter(negative=())] = False,
@@ -102,6 +53,7 @@ def predict(
         json_output: Print one JSON array.
         jsonl_output: Print JSON lines: an object an image.
         parquet_output: Write Parquet, to the file of --out.
+        threshold: Probability in [0, 1] below which an answer is "not sure"; `vitreous evaluate` shows what one does.
         image_column: Column of a table that holds the images. Default: found by its name.
         out: File to write instead of printing. Rows gather in OUT.partial until all are there.
         resume: Go on with the rows of --out that an interrupted start left; images that have one are skipped.
@@ -117,12 +69,14 @@ def predict(
             f"{'both' if len(formats) == 2 else 'more'}. Pass one of them, or run twice."
         )
     check_output(out)
+    from vitreous.calibration import check_threshold
     from vitreous.data import DataConfig, load_images
     from vitreous.data.sources.folders import is_image_name
     from vitreous.engine import Engine
     from vitreous.export.record import find_format
     from vitreous.training import load_run
 
+    check_threshold(threshold)
     if not find_format(run):
         load_run(run)  # first: a wrong path should not cost the time that all else takes
     found = load_images(images, DataConfig(image_column=image_column))
@@ -135,6 +89,7 @@ def predict(
             out,
             num_ranks=min(top_k, len(engine.class_names)),
             has_labels=engine.is_multi_label,
+            has_threshold=threshold is not None,
             resume=resume,
         ) as writer,
         show_progress("images") as on_progress,
@@ -142,6 +97,7 @@ def predict(
         predictions = engine.predict(
             found,
             top_k=top_k,
+            threshold=threshold,
             skip=writer.done,
             on_progress=on_progress,
             # A file that the user names must be readable; in a folder or a table one bad file stops nothing.

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitreous.backend import use_compile_cache
+from vitreous.calibration import to_probabilities
 from vitreous.errors import ConfigError, MissingPathError, UnknownNameError, WeightsError
-from vitreous.evaluation import sigmoid, softmax
 from vitreous.explanation import maps
 from vitreous.explanation.methods import METHODS, Explanation
 from vitreous.explanation.perturbation import Fill, create_windows, fill_image, find_edges, sum_cells, take_out
@@ -39,6 +39,7 @@ class Explainer:
         input_spec: What images must go through before they enter it.
         class_names: Names of the K classes; empty for none.
         is_multi_label: Whether probabilities are a sigmoid's.
+        temperature: What logits are divided by before they become probabilities, as in `predict`.
 
     Raises:
         ConfigError: If the model does not take images of `input_spec`, or has another number of classes than names.
@@ -51,6 +52,7 @@ class Explainer:
         input_spec: InputSpec,
         class_names: Sequence[str] = (),
         is_multi_label: bool = False,
+        temperature: float = 1.0,
     ):
         config = model.config
         fits = input_spec.image_size == config.image_size or config.has_dynamic_size
@@ -70,6 +72,7 @@ class Explainer:
         self.input_spec = input_spec
         self.class_names = tuple(class_names)
         self.is_multi_label = is_multi_label
+        self.temperature = temperature
         import keras
 
         if keras.backend.backend() == "jax":
@@ -93,7 +96,7 @@ class Explainer:
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """Returns the probabilities (B, K) of logits (B, K)."""
-        return sigmoid(logits) if self.is_multi_label else softmax(logits)
+        return to_probabilities(logits, is_multi_label=self.is_multi_label, temperature=self.temperature)
 
     def prepare(self, image: np.ndarray | str | Path) -> np.ndarray:
         """Returns an image as the model takes it, uint8 (H, W, C), not normalised yet.
@@ -264,6 +267,14 @@ class Explainer:
         return create_trace_function(self.model)
 
     @functools.cached_property
+    def filters(self) -> dict[str, np.ndarray]:
+        """What the model looks for first: `filters` (D, h, w, C), their `components`, and `variance_shares`."""
+        filters = maps.get_filters(self.model)
+        _, components, shares = maps.find_components(filters.reshape(len(filters), -1), _MOST_COMPONENTS)
+        components = components.reshape(-1, *filters.shape[1:])
+        return {"filters": filters, "components": components, "variance_shares": shares}
+
+    @functools.cached_property
     def image_gradients(self) -> Callable[[np.ndarray, int], np.ndarray]:
         """A function of normalised images (B, H, W, C) and a class: the gradients of its logit."""
         from vitreous.explanation.trace import create_image_gradient_function
@@ -338,12 +349,10 @@ class _Question:
         return None, "cosine similarity", f"{kind} positions", arrays
 
     def _filters(self) -> Any:
-        filters = maps.get_filters(self.explainer.model)
-        _, components, shares = maps.find_components(filters.reshape(len(filters), -1), _MOST_COMPONENTS)
-        components = components.reshape(-1, *filters.shape[1:])
-        arrays = {"filters": filters, "components": components, "variance_shares": shares}
+        arrays = self.explainer.filters
         where = "first convolution" if self.config.stem == "convolution" else "patch projection"
-        return None, "", f"{where}, {len(components)} components: {shares.sum():.0%} of the variance", arrays
+        share = arrays["variance_shares"].sum()
+        return None, "", f"{where}, {len(arrays['components'])} components: {share:.0%} of the variance", dict(arrays)
 
     def _attention(self) -> Any:
         attention = self.trace.attention
@@ -490,6 +499,7 @@ def load_explainer(source: str | Path | Run, *, image_size: int | tuple[int, int
             input_spec=spec,
             class_names=located.class_names,
             is_multi_label=located.is_multi_label,
+            temperature=located.temperature,
         )
     from vitreous.weights import import_weights
 

@@ -43,8 +43,9 @@ def draw_explanation(
             "Cannot draw explanations. Expected at least one. Received: none. Pass what explain returned."
         )
     first = several[0]
-    heading = _answer(first)
-    if name:
+    is_of_model = all(METHODS[each.method].is_of_model for each in several)
+    heading = "the model alone, the same for every image" if is_of_model else _answer(first)
+    if name and not is_of_model:
         heading = f"{name}: {heading}" if heading else name
     is_single = len(several) == 1
     panels = [panel for each in several for panel in _panels(each, is_single=is_single, is_smooth=is_smooth)]

@@ -149,7 +149,7 @@ def create_record(run: Run, format: Format, precision: ExportPrecision, batch_si
         precision=precision,
         class_names=run.class_names,
         input=run.input_spec,
-        temperature=float(getattr(run, "temperature", 1.0)),
+        temperature=run.temperature,
         is_multi_label=run.is_multi_label,
         batch_size=batch_size,
         inference_precision=HINTS[precision] if format == "openvino" else "",
@@ -254,9 +254,11 @@ def _write(
 
         return *answers[record.format], save_beside
 
+    import keras
+
     from vitreous.weights.load import variables
 
-    weights = {path: np.asarray(v) for path, v in variables(model).items() if v.trainable}
+    weights = {path: keras.ops.convert_to_numpy(v) for path, v in variables(model).items()}
     is_onnx = record.format == "onnx"
     graph: Any = build_graph(
         model.config,

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from vitreous.backend import has_gpu
+from vitreous.calibration import get_confidence
 from vitreous.data import resize_image
 from vitreous.engine import Engine, KerasRuntime
 from vitreous.errors import ConfigError, VitreousError
@@ -119,7 +120,7 @@ class ServedModel:
             name=upload.name,
             predictions=[(names[k], float(shares[k])) for k in order[: self.config.top_k]],
             labels=[names[k] for k in order if shares[k] >= 0.5] if is_multi_label else None,
-            confidence=float(np.maximum(shares, 1 - shares).min() if is_multi_label else shares.max()),
+            confidence=float(get_confidence(shares, is_multi_label=is_multi_label)),
             decode_seconds=decoded - start,
             infer_seconds=time.perf_counter() - decoded,
         )

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import random
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from vitreous.figures import draw_reconstruction
 from vitreous.model import VisionTransformer, create_predict_function, normalize_images
 from vitreous.registry import count_parameters, get_spec
 from vitreous.spec import InputSpec, ModelSpec
+from vitreous.training.batch_search import find_batch_size, scale_learning_rate
+from vitreous.training.checkpoint import Checkpoints
 from vitreous.training.fit import Evaluation, History, Interrupt, fit
 from vitreous.training.masked import MaskedAutoencoder, reconstruction_loss
 from vitreous.training.optimizer import Optimizer
@@ -28,24 +30,33 @@ from vitreous.training.planning import (
     CONFIG_HEAD,
     describe_run,
     fit_to_images,
-    free_path,
+    is_rate_given,
     readable,
     say_plan,
     settle_recipe,
     split_options,
+    take_auto_batch,
     training_loader,
     without_none,
 )
 from vitreous.training.progress import Reporter
 from vitreous.training.recipe import MaskedConfig, Recipe
 from vitreous.training.results import draw_run, evaluation_loader
-from vitreous.training.run import Run, RunWriter, load_run
+from vitreous.training.resume import batch_of, describe_call, open_checkpoints, open_writer, unfinished
+from vitreous.training.run import Resume, Run, RunWriter, load_run
+from vitreous.training.trackers import Tracker, Trackers, follow_rows
 
 _NUM_SHOWN = 6
 _MOST_VALIDATED = 2000  # images
 # What a recipe for labels would do worse here: large crops keep what has to be filled in.
 _CHANGES: dict[str, Any] = {
-    "optimizer": {"learning_rate": 1e-3, "label_smoothing": 0.0, "layer_decay": 1.0, "trained": "all"},
+    "optimizer": {
+        "learning_rate": 1e-3,
+        "label_smoothing": 0.0,
+        "layer_decay": 1.0,
+        "trained": "all",
+        "head_first_fraction": 0.0,
+    },
     "augment": {
         "crop_scale": (0.5, 1.0),
         "mixup_alpha": 0.0,
@@ -66,7 +77,9 @@ def pretrain(
     masked: MaskedConfig | None = None,
     seed: int = 0,
     overwrite: bool = False,
+    resume: Resume = "auto",
     reporter: Reporter | None = None,
+    track: str | Tracker | Sequence[str | Tracker] = (),
     **changes: Any,
 ) -> Run:
     """Trains an encoder on images without labels and leaves a run folder to start a classifier from.
@@ -82,8 +95,10 @@ def pretrain(
             of the recipe are turned off.
         masked: How images are hidden and filled in.
         seed: Decides which images validate, first weights, order, augmentation and what is hidden.
-        overwrite: Whether a run at `out` may be replaced (once the new one is whole).
+        overwrite: As for `train`.
+        resume: As for `train`: an unfinished run goes on from its last checkpoint.
         reporter: Where progress is shown. Default: nowhere.
+        track: What follows the run, as for `train`.
         **changes: Fields of `DataConfig` and of `Recipe`, as for `train`.
 
     Returns:
@@ -92,11 +107,15 @@ def pretrain(
     Raises:
         DataError: If there are no images.
         ConfigError: If an option cannot work.
-        RunExistsError: If a run lies at `out` and `overwrite` is False.
+        RunExistsError: If a run lies at `out` and `overwrite` is False, or another process is writing it.
+        RunError: If the run cannot be written; its last checkpoint is kept.
         TrainingError: If the loss is no longer finite.
     """
+    call = {name: value for name, value in locals().items() if name != "changes"} | changes
     reporter, masked = reporter or Reporter(), masked or MaskedConfig()
+    trackers = Trackers(track, reporter)
     split, changes = split_options(data, seed, changes)
+    is_auto, changes = take_auto_batch(changes)
     dataset = _unlabelled(data, split, seed)
     recipe_name, settled = settle_recipe(recipe, dataset, changes)
     settled = settled.merge(_CHANGES).merge({key: value for key, value in changes.items() if value is not None})
@@ -109,6 +128,11 @@ def pretrain(
     )
     spec = dataclasses.replace(spec, input=spec.input.replace(resize_mode=settled.resize_mode))
     images = dataset.splits["train"]
+    policy = select_precision(settled.precision, keras.backend.backend())
+    if is_auto:
+        has_rate = is_rate_given(changes)
+        before = batch_of(out, resume, settled, is_rate_given=has_rate)
+        settled = before or _settle_batch(settled, masked, spec, len(images), policy, reporter, has_rate)
     settled = fit_to_images(settled, len(images))
     if settled.augment.has_mixing:
         raise ConfigError(
@@ -117,23 +141,25 @@ def pretrain(
             "Pass 0 for both."
         )
     loader = training_loader(images, spec.input, settled, reporter, seed=seed, num_classes=None)
-    policy = select_precision(settled.precision, keras.backend.backend())
-    writer = RunWriter(out or free_path(f"{dataset.name}-pretrained"), overwrite=overwrite)
     config = {
         **describe_run(dataset, recipe_name, settled, spec, split, policy),
         "task": "pretrain",
         "masked": masked.to_dict(),
     }
     with Interrupt() as interrupt:
-        try:
+        name = f"{dataset.name}-pretrained"
+        writer = open_writer(out, name, overwrite=overwrite, resume=resume, reporter=reporter)
+        with unfinished(writer, reporter, trackers):
+            checkpoints, config = open_checkpoints(writer, config, settled, resume=resume, reporter=reporter)
+            writer.write_call(describe_call("pretrain", call))
             say_plan(reporter, dataset, recipe_name, settled, spec, policy)
             writer.write_text("config.toml", CONFIG_HEAD + tomli_w.dumps(without_none(config)))
-            _pretrain(reporter, interrupt, writer, dataset, loader, settled, masked, spec, config, policy)
-        except BaseException:
-            reporter.close()
-            writer.discard()
-            raise
-        return load_run(writer.finish())
+            trackers.start(writer.path, config)
+            with checkpoints:
+                plan = (dataset, loader, settled, masked, spec, config)
+                _pretrain(reporter, trackers, interrupt, writer, checkpoints, *plan)
+            place = writer.finish()
+    return load_run(place)
 
 
 def _unlabelled(data: str | Path | Dataset, split: dict[str, Any], seed: int) -> Dataset:
@@ -161,27 +187,61 @@ def _unlabelled(data: str | Path | Dataset, split: dict[str, Any], seed: int) ->
     return Dataset(name=name, root=root, class_names=(), splits=unlabelled, notes=notes)
 
 
-def _pretrain(
-    reporter: Reporter,
-    interrupt: Interrupt,
-    writer: RunWriter,
-    dataset: Dataset,
-    loader: Loader,
-    settled: Recipe,
-    masked: MaskedConfig,
-    spec: ModelSpec,
-    config: dict[str, Any],
-    policy: str,
-) -> None:
-    """Trains, saves, measures and draws into `writer`'s folder."""
-    state = random.getstate()
-    random.seed(config["seed"])
+def _create(
+    spec: ModelSpec, masked: MaskedConfig, policy: str, recipe: Recipe
+) -> tuple[MaskedAutoencoder, MaskedAutoencoder, Optimizer]:
+    """Returns the model, a second one for the average of its weights, and the optimiser."""
     model, average = (
         MaskedAutoencoder(
             VisionTransformer(spec.config, name=spec.name, dtype=policy), dtype=policy, **masked.to_dict()
         )
         for _ in range(2)
     )
+    return model, average, Optimizer(model.trainable_variables, recipe.optimizer, num_blocks=spec.config.num_blocks)
+
+
+def _settle_batch(
+    recipe: Recipe,
+    masked: MaskedConfig,
+    spec: ModelSpec,
+    num_images: int,
+    policy: str,
+    reporter: Reporter,
+    is_rate_given: bool,
+) -> Recipe:
+    """Returns the recipe with the largest batch that is worth its memory."""
+    size = find_batch_size(
+        lambda: _create(spec, masked, policy, recipe),
+        recipe=recipe,
+        input_spec=spec.input,
+        loss=reconstruction_loss,
+        num_targets=None,
+        num_images=num_images,
+        reporter=reporter,
+    )
+    if is_rate_given:
+        return dataclasses.replace(recipe, batch_size=size)
+    return scale_learning_rate(recipe, size, reporter)
+
+
+def _pretrain(
+    reporter: Reporter,
+    trackers: Trackers,
+    interrupt: Interrupt,
+    writer: RunWriter,
+    checkpoints: Checkpoints,
+    dataset: Dataset,
+    loader: Loader,
+    settled: Recipe,
+    masked: MaskedConfig,
+    spec: ModelSpec,
+    config: dict[str, Any],
+) -> None:
+    """Trains, saves, measures and draws into `writer`'s folder."""
+    policy = config["versions"]["policy"]
+    state = random.getstate()
+    random.seed(config["seed"])
+    model, average, optimizer = _create(spec, masked, policy, settled)
     random.setstate(state)
     val = evaluation_loader(dataset.splits.get("val"), spec.input, min(settled.batch_size * 2, 256))
     loader.cache_folder = writer.partial
@@ -189,7 +249,7 @@ def _pretrain(
         model,
         average,
         loader,
-        optimizer=Optimizer(model.trainable_variables, settled.optimizer, num_blocks=spec.config.num_blocks),
+        optimizer=optimizer,
         input_spec=spec.input,
         config=settled.optimizer,
         loss=reconstruction_loss,
@@ -200,8 +260,11 @@ def _pretrain(
         num_parts=settled.num_parts,
         reporter=reporter,
         interrupt=interrupt,
-        on_row=writer.write_history,
+        on_row=follow_rows(lambda rows: checkpoints.attempt("history", lambda: writer.write_history(rows)), trackers),
+        checkpoints=checkpoints,
+        on_nan=settled.on_nan,
     )
+    writer.write_history(history.rows)
     loader.close()
     reporter.close()
     encoder = VisionTransformer(spec.config, name=spec.name, dtype="float32")
@@ -214,6 +277,7 @@ def _pretrain(
         "num_images_seen": history.num_images,
         "num_parameters": count_parameters(spec.config),
         "is_interrupted": history.is_interrupted,
+        "recoveries": history.recoveries,
         "broken_files": {**dataset.broken, **loader.broken, **(val.broken if val else {})},
         "num_replaced": loader.num_replaced,
     }
@@ -221,6 +285,7 @@ def _pretrain(
     _draw(average, dataset, spec.input, writer.partial / "reconstruction.png")
     writer.write_text("metrics.json", json.dumps(metrics, indent=2))
     writer.write_text("README.md", _readme(writer.path, config, metrics, history))
+    trackers.finish(metrics, writer.partial)
 
 
 def _create_evaluate(
@@ -273,7 +338,7 @@ def _readme(path: Path, config: dict[str, Any], metrics: dict[str, Any], history
         "",
         "- `model.keras`: the encoder; it has no head",
         "- `config.toml`: every option, the data, versions",
-        "- `history.csv`, `curves.png`: training as it went",
+        "- `history.csv`, `history.jsonl`, `curves.png`: training as it went",
         "- `reconstruction.png`: images, what the model sees of them, and what it makes of that",
         "- `metrics.json`: numbers",
         "",

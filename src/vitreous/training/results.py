@@ -8,16 +8,25 @@ from typing import Any
 import numpy as np
 
 from vitreous import __version__
+from vitreous.calibration import calibrate, describe_calibration
 from vitreous.data import Dataset, ImageSet, Loader, resize_image
 from vitreous.evaluation import (
     collect_logits,
+    compute_all_metrics,
     compute_metrics,
     get_headline,
     sigmoid,
     softmax,
     summarize_metrics,
 )
-from vitreous.figures import draw_confusion, draw_curves, draw_labels, draw_patches, draw_predictions
+from vitreous.figures import (
+    draw_confusion,
+    draw_curves,
+    draw_labels,
+    draw_patches,
+    draw_predictions,
+    draw_reliability,
+)
 from vitreous.model import VisionTransformer, create_predict_function
 from vitreous.spec import InputSpec, ModelSpec
 from vitreous.training.fit import Evaluation, History
@@ -31,10 +40,14 @@ def evaluation_loader(images: ImageSet | None, input_spec: InputSpec, batch_size
 
 
 def measure_run(path: Path, dataset: Dataset, input_spec: InputSpec, batch_size: int, folder: Path) -> dict[str, Any]:
-    """Evaluates the saved file, as read back, on the held-out images; draws the confusion matrix and some answers."""
+    """Evaluates the saved file, as read back, on the held-out images, and fits the temperature of its probabilities.
+
+    Draws the confusion matrix, reliability and some answers.
+    """
     predict = create_predict_function(load_model(path), input_spec)
     metrics: dict[str, Any] = {}
     broken: dict[str, str] = {}
+    answers: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for split in ("val", "test"):
         images = dataset.splits.get(split)
         loader = evaluation_loader(images, input_spec, batch_size)
@@ -44,9 +57,17 @@ def measure_run(path: Path, dataset: Dataset, input_spec: InputSpec, batch_size:
         broken |= loader.broken
         if not len(labels):
             continue  # not one image of this split can be read; metrics.json names them all
-        metrics[split] = compute_metrics(logits, labels, dataset.class_names)
-        if split == "test" or "test" not in dataset.splits:  # pictures of the test, or of what comes nearest
-            _draw_answers(images, logits, labels, indices, metrics[split], dataset.class_names, input_spec, folder)
+        metrics[split] = compute_all_metrics(logits, labels, dataset.class_names)
+        answers[split] = logits, labels
+        shown = split, images, indices
+    if answers:
+        metrics["calibration"] = calibration = calibrate(answers)
+        split, images, indices = shown  # pictures of the test, or of what comes nearest
+        before, after = calibration[split]["before"], calibration[split]["after"]
+        draw_reliability(before, folder / "reliability.png", after=after if calibration["is_fitted"] else None)
+        logits, labels = answers[split]
+        logits = logits / calibration["temperature"]
+        _draw_answers(images, logits, labels, indices, metrics[split], dataset.class_names, input_spec, folder)
     return {**metrics, "broken_files": broken}
 
 
@@ -153,6 +174,8 @@ def describe_results(
         if split in metrics:
             name, value = get_headline(metrics[split])
             lines += [f"{split} {name.replace('_', ' ')} **{value:.2%}**: {summarize_metrics(metrics[split])}.", ""]
+    if "calibration" in metrics:
+        lines += [f"Probabilities: {describe_calibration(metrics['calibration'])}.", ""]
     lines += [
         f"{config['model']['name']} on {config['data']['name']} ({len(config['data']['class_names'])} classes), "
         f"{metrics['num_images_seen']:,} images seen in {history.seconds:.0f} s, seed {config['seed']}"
@@ -163,8 +186,9 @@ def describe_results(
         "- `model.keras`: weights and architecture; load with `vitreous.load_run(PATH).load_model()`",
         *kept,
         "- `config.toml`: every option, the classes, the data's fingerprint, versions",
-        "- `history.csv`, `curves.png`: training as it went",
-        f"- `metrics.json`, `{answers}.png`, `predictions.png`: measured on `model.keras`, read back from this folder",
+        "- `history.csv`, `history.jsonl`, `curves.png`: training as it went",
+        f"- `metrics.json`, `{answers}.png`, `predictions.png`, `reliability.png`: measured on `model.keras`, "
+        "read back from this folder",
         "- `augmented.png`, `patches.png`: images as training and as the model see them",
         "",
         f"Classify images: `vitreous predict {shlex.quote(path.name)} IMAGE...` in the folder above.",
