@@ -39,6 +39,7 @@ class Explainer:
         input_spec: What images must go through before they enter it.
         class_names: Names of the K classes; empty for none.
         is_multi_label: Whether probabilities are a sigmoid's.
+        temperature: What logits are divided by before they become probabilities (`Run.temperature`).
 
     Raises:
         ConfigError: If the model does not take images of `input_spec`, or has another number of classes than names.
@@ -51,6 +52,7 @@ class Explainer:
         input_spec: InputSpec,
         class_names: Sequence[str] = (),
         is_multi_label: bool = False,
+        temperature: float = 1.0,
     ):
         config = model.config
         fits = input_spec.image_size == config.image_size or config.has_dynamic_size
@@ -70,6 +72,7 @@ class Explainer:
         self.input_spec = input_spec
         self.class_names = tuple(class_names)
         self.is_multi_label = is_multi_label
+        self.temperature = temperature
         import keras
 
         if keras.backend.backend() == "jax":
@@ -93,6 +96,7 @@ class Explainer:
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """Returns the probabilities (B, K) of logits (B, K)."""
+        logits = logits / self.temperature
         return sigmoid(logits) if self.is_multi_label else softmax(logits)
 
     def prepare(self, image: np.ndarray | str | Path) -> np.ndarray:
@@ -373,9 +377,7 @@ class _Question:
     def _relevance(self) -> Any:
         trace = self.trace
         relevance = maps.relate(trace.attention, trace.attention_gradients, self.config.num_parallel)
-        # What a mean over patches has of each patch itself is the same for all, and left out.
-        itself = 0 if self.config.pooling == "map" else np.eye(len(relevance), dtype="float32")
-        values = maps.read_patches(self.config, relevance - itself, trace, use_gradients=True)
+        values = maps.read_relevance(self.config, relevance, trace)
         note = f"gradients of {self.steps} step{'s' * (self.steps > 1)}"
         return values, "relevance", note, {"relevance": relevance}
 
@@ -496,6 +498,7 @@ def load_explainer(source: str | Path | Run, *, image_size: int | tuple[int, int
             input_spec=spec,
             class_names=located.class_names,
             is_multi_label=located.is_multi_label,
+            temperature=located.temperature,
         )
     from vitreous.weights import import_weights
 
