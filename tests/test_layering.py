@@ -30,6 +30,7 @@ RANKS = (
         "engine",
         "embeddings",
     },
+    {"look"},
     {"report"},
     {"server"},
     {"cli"},
