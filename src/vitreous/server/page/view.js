@@ -23,8 +23,8 @@ export class View {
     at("strength").addEventListener("input", () => this.drawMap());
     at("class").addEventListener("change", () => this.chooseClass(at("class").value));
     at("sheet").addEventListener("keydown", (event) => this.moveInSheet(event));
-    new ResizeObserver(() => this.redraw()).observe(at("map"));
-    window.addEventListener("beforeprint", () => this.redraw());
+    new ResizeObserver(() => this.fit()).observe(at("map"));
+    window.addEventListener("beforeprint", () => this.fit());
   }
 
   /** Shows the answer to one image. */
@@ -92,7 +92,7 @@ export class View {
     }));
     const others = look.model.classes.length - look.predictions.length;
     at("other").textContent = others > 0 && look.other !== null
-      ? `All ${others.toLocaleString("en")} other classes together: ${percent(look.other)}. ` : "";
+      ? `${others === 1 ? "The other class" : `All ${others.toLocaleString("en")} other classes together`}: ${percent(look.other)}. ` : "";
     at("other").append(first ? "Choose a class to see what speaks for it." : "");
   }
 
@@ -107,7 +107,7 @@ export class View {
   showMode() {
     for (const element of document.querySelectorAll("[data-mode]")) element.hidden = element.dataset.mode !== this.mode;
     if (this.positions) {
-      const kind = { learned: "learnt", sincos: "fixed waves (sines and cosines)", rotary: "rotations" }[this.positions.kind ?? this.look.positions.kind];
+      const kind = { learned: "learnt", sincos: "fixed waves (sines and cosines)", rotary: "rotations" }[this.look.positions.kind];
       at("positions-note").textContent = `This model's positions are ${kind}. 1: the same direction; 0: nothing in common; `
         + "below 0: the opposite. A bright cross or spot around the patch means that near places count as alike.";
     }
@@ -160,6 +160,13 @@ export class View {
     this.drawSheet();
     this.drawClassSheet();
     this.drawWalk();
+  }
+
+  /** Draws everything for the width that there is now. */
+  fit() {
+    if (!this.look) return;
+    showWalk(this.look);
+    this.redraw();
   }
 
   drawMap() {
@@ -226,7 +233,7 @@ export class View {
 
   makeSheet() {
     const sheet = at("sheet");
-    sheet.style.gridTemplateColumns = `auto repeat(${this.heads.length}, minmax(0, ${this.heads.length > 6 ? "1fr" : "4.5rem"}))`;
+    sheet.style.gridTemplateColumns = `max-content repeat(${this.heads.length}, minmax(0, 5rem))`;
     sheet.replaceChildren(create("span"),
       ...this.heads.map((head) => create("span", { className: "column-name" }, head === MEAN ? "mean" : `head ${head}`)));
     this.tiles = [];

@@ -136,7 +136,7 @@ function findMost(lists) {
 
 /** Returns a row of numbers as colours: orange above 0, purple below. */
 function createStrip(label, values, most, more) {
-  const written = values.map((value) => value.toFixed(Math.abs(value) < 10 ? 1 : 0));
+  const written = values.map((value) => value.toFixed(Math.abs(value) < 10 ? 1 : 0).replace(/^-(?=0\.?0*$)/, ""));
   const strip = create("div", { className: "strip", role: "img", "aria-label": `${label}: ${values.map(short).join(", ")} ${more}` },
     create("span", { className: "label" }, label));
   values.forEach((value, i) => {
@@ -172,7 +172,7 @@ function showBlocks(look, picture, patch, attend) {
 function showAnswers({ walk, predictions }) {
   const head = create("tr", {}, create("th", { scope: "col" }, "After"), ...predictions.map((each) => create("th", { scope: "col" }, each.class)));
   const rows = walk.answers.map((shares, index) => create("tr", {},
-    create("th", { scope: "row" }, index ? `block ${index - 1}` : "patches"), ...shares.map((share) => create("td", {}, percent(share)))));
+    create("th", { scope: "row" }, index ? `block ${index - 1}` : "start"), ...shares.map((share) => create("td", {}, percent(share)))));
   document.getElementById("answers").replaceChildren(create("thead", {}, head), create("tbody", {}, ...rows));
 }
 
@@ -185,7 +185,9 @@ function draw(name, attributes, text) {
 
 /** Draws how probable the first three classes are after each block. */
 function showChart({ walk, predictions }) {
-  const [left, right, top, width, height] = [44, 150, 12, 640, 230];
+  const place = document.getElementById("chart");
+  const width = Math.min(Math.max(place.clientWidth, 280), 640); // one unit a pixel: text is as large as elsewhere
+  const [left, right, top, height] = [44, width < 480 ? 112 : 150, 12, 230];
   const steps = walk.answers.length - 1;
   const x = (index) => left + (index / steps) * (width - left - right);
   const y = (share) => top + (1 - share) * (height - top - 34);
@@ -196,13 +198,13 @@ function showChart({ walk, predictions }) {
     svg.append(draw("line", { class: "axis", x1: left, x2: width - right, y1: y(share), y2: y(share) }),
       draw("text", { class: "tick", x: left - 8, y: y(share) + 4, "text-anchor": "end" }, `${100 * share}%`));
   }
-  const every = Math.ceil(steps / 12);
+  const every = Math.ceil((steps * 24) / (width - left - right));
   for (let i = 0; i <= steps; i += every) {
-    svg.append(draw("text", { class: "tick", x: x(i), y: height - 16, "text-anchor": "middle" }, i ? String(i - 1) : "patches"));
+    svg.append(draw("text", { class: "tick", x: x(i), y: height - 16, "text-anchor": "middle" }, i ? String(i - 1) : "start"));
   }
   svg.append(draw("text", { class: "tick", x: (left + width - right) / 2, y: height - 1, "text-anchor": "middle" }, "after block"));
   let lowest = Infinity;
-  const labels = shown.map((each, i) => ({ i, at: y(walk.answers[steps][i]), text: `${cut(each.class, 16)} ${percent(each.probability)}` }));
+  const labels = shown.map((each, i) => ({ i, at: y(walk.answers[steps][i]), text: `${cut(each.class, width < 480 ? 8 : 14)} ${percent(each.probability)}` }));
   for (const label of labels.sort((a, b) => b.at - a.at)) {  // from the bottom up, each with room for itself
     label.at = Math.min(label.at, lowest - 16);
     lowest = label.at;
@@ -212,7 +214,7 @@ function showChart({ walk, predictions }) {
     svg.append(draw("path", { class: `line-${i}`, d: `M${points.join("L")}` }),
       draw("text", { x: width - right + 8, y: at + 4 }, text));
   }
-  document.getElementById("chart").replaceChildren(svg);
+  place.replaceChildren(svg);
 }
 
 export function cut(text, length) {
