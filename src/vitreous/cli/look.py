@@ -100,11 +100,14 @@ def explain(
     if out.exists() and not out.is_dir():
         raise ConfigError(f"Cannot write to {out}. Expected a folder. Received: a file. Pass another --out.")
     check_output(html, "--html")
-    if html and (method or faithfulness or npz):
-        raise ConfigError(
-            "Cannot write pictures and a page at once. Expected --html alone, or with --class. Received: --html with "
-            "--method, --faithfulness or --npz. Run vitreous explain twice."
-        )
+    if html:
+        given = {"method": method, "block": block is not None, "head": head is not None, "fill": fill != "mean"}
+        given |= {"steps": steps != 4, "smooth": smooth, "faithfulness": faithfulness, "npz": npz}
+        if others := [f"--{name}" for name, is_given in given.items() if is_given]:
+            raise ConfigError(
+                "Cannot write the page. Expected --html without options of pictures. "
+                f"Received: {', '.join(others)}. Leave them out, or run vitreous explain again without --html."
+            )
     from vitreous.data import DataConfig, load_images
     from vitreous.explanation import (
         METHODS,
@@ -128,6 +131,9 @@ def explain(
         if json_output:
             json.dump({"model": model, "images": [answer]}, sys.stdout, indent=2, ensure_ascii=False)
             print()
+        else:
+            share = "" if answer["class"] is None else f": {escape_text(answer['class'])} {answer['probability']:.1%}"
+            print(f"{escape_text(answer['image'])}{share}")
         return 0
     chosen = None if method is None or "all" in method else list(method)
     names = explainer.check_methods(chosen)
@@ -199,9 +205,10 @@ def _write_page(explainer: "Explainer", images: "ImageSet", target: str | None, 
     from vitreous.report import render_look
 
     image = images.load(0, explainer.input_spec.num_channels)
+    more = [] if target is None else [explainer.find_class(target)]
     found = look(explainer, image)
-    if target is not None:
-        found["relevance"] |= look(explainer, image, classes=[target])["relevance"]
+    if more:
+        found["relevance"] |= look(explainer, image, classes=more)["relevance"]
     with open_output(path) as file:
         file.write(render_look(found, name=Path(images.names[0]).name))
     first = found["predictions"][0] if found["predictions"] else {"class": None, "probability": None}

@@ -1,6 +1,6 @@
 // From pixels to the answer, step by step, in words and with the numbers of one image.
 
-import { largest } from "./drawing.js";
+import { drawThumbnail, largest } from "./drawing.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -41,7 +41,7 @@ export function fillFacts(look) {
     heads_times: model.num_heads === 1 ? "once" : `${model.num_heads} times over (heads)`,
     num_heads: model.num_heads,
     num_patches: rows * columns,
-    num_values: model.patch_size[0] * model.patch_size[1] * model.num_channels,
+    num_values: model.patch_size[0] * model.patch_size[1] * model.num_channels * (model.stem === "shifted" ? 5 : 1),
     num_classes: model.classes.length.toLocaleString("en"),
     image_size: `${model.image_size[0]} × ${model.image_size[1]} pixels`,
     patch_size: `${model.patch_size[0]} × ${model.patch_size[1]}`,
@@ -57,6 +57,7 @@ export function fillFacts(look) {
     "learned-positions": kind === "learned",
     "given-positions": kind !== "learned",
     linear: model.stem !== "convolution",
+    shifted: model.stem === "shifted",
     stem: model.stem === "convolution",
     "added-positions": kind === "learned" || kind === "sincos",
     rotary: kind === "rotary",
@@ -94,8 +95,10 @@ function describePrefix(names) {
 
 /** Shows what does not depend on the patch. */
 export function showWalk(look) {
-  const { walk } = look;
-  document.getElementById("pooled").replaceChildren(createStrip("What is read", walk.pooled, findMost([walk.pooled]), ""));
+  const { model, walk } = look;
+  const length = model.projection_dim * (model.pooling === "class_mean" ? 2 : 1);
+  const strip = createStrip("What is read", walk.pooled, findMost([walk.pooled]), countRest(length, walk.pooled));
+  document.getElementById("pooled").replaceChildren(strip);
   if (look.predictions.length) {
     showChart(look);
     showAnswers(look);
@@ -122,12 +125,16 @@ export function showPatch(look, picture, patch, attend) {
   const position = walk.position?.[patch];
   const sum = position && projected.map((value, i) => value + position[i]);
   const most = findMost([projected, ...(position ? [position, sum] : [])]);
-  const rest = model.projection_dim - projected.length;
-  const more = rest > 0 ? `… ${rest} more` : "";
+  const more = countRest(model.projection_dim, projected);
   const strips = [createStrip(position ? "Projected" : "Token", projected, most, more)];
   if (position) strips.push(createStrip("+ position", position, most, more), createStrip("= token", sum, most, more));
   document.getElementById("tokens").replaceChildren(...strips);
   showBlocks(look, picture, patch, attend);
+}
+
+/** Says how many numbers of a list are not shown. */
+function countRest(length, shown) {
+  return length > shown.length ? `… ${length - shown.length} more` : "";
 }
 
 function findMost(lists) {
@@ -162,9 +169,14 @@ function showBlocks(look, picture, patch, attend) {
     setShare(create("span", { className }), value / most), create("span", {}, `${(100 * value).toFixed(0)}%`)));
   const rows = walk.blocks.map((block, index) => {
     const weights = attend(index);
-    const words = weights ? largest(weights, 2).map((token) => `${name(token)} ${percent(weights[token])}`).join("; ") : "–";
+    const looks = create("div", { className: "looks" });
+    if (weights) {
+      const canvas = create("canvas", { "aria-hidden": "true" });
+      drawThumbnail(canvas, weights.subarray(prefix.length), model.grid);
+      looks.append(canvas, largest(weights, 2).map((token) => `${name(token)} (${percent(weights[token])})`).join("; "));
+    }
     return create("tr", {}, create("th", { scope: "row" }, String(index)), cell(block.attention, "bar"),
-      cell(block.mlp, "bar is-second"), create("td", {}, words));
+      cell(block.mlp, "bar is-second"), create("td", {}, looks));
   });
   document.querySelector("#blocks tbody").replaceChildren(...rows);
 }
