@@ -89,7 +89,9 @@ class Browser:
         message, _, self._buffer = self._buffer.partition(b"\0")
         return json.loads(message)
 
-    def open(self, url: str, *, width: int = 1200, height: int = 900, scheme: str = "light", touch: bool = False) -> "Tab":
+    def open(
+        self, url: str, *, width: int = 1200, height: int = 900, scheme: str = "light", touch: bool = False
+    ) -> "Tab":
         """Opens a page in a new tab of so many pixels, and waits until it is loaded."""
         return Tab(self, url, width, height, scheme, touch)
 
@@ -119,9 +121,7 @@ class Tab:
 
     def resize(self, width: int, height: int, touch: bool = False) -> None:
         """Makes the screen so many pixels large."""
-        self.call(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=touch
-        )
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=touch)
         self.call("Emulation.setTouchEmulationEnabled", enabled=touch)
 
     def emulate(self, scheme: str = "light", media: str = "") -> None:
@@ -144,7 +144,9 @@ class Tab:
         """Waits until a JavaScript expression is true, and returns its value."""
         deadline = time.monotonic() + seconds
         while not (value := self.run(condition)):
-            assert time.monotonic() < deadline, f"Not within {seconds:g} s: {condition}\n{self.run('document.body.innerText')}"
+            assert time.monotonic() < deadline, (
+                f"Not within {seconds:g} s: {condition}\n{self.run('document.body.innerText')}"
+            )
             time.sleep(0.02)
         return value
 

@@ -10,6 +10,10 @@ import pytest
 os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ.setdefault("VITREOUS_COMPILE_CACHE", "off")  # what a test compiles is its own
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# What prediction keeps, tests share; nothing of it stays.
+_KEPT: str | None = None
+if "VITREOUS_ENGINE_CACHE" not in os.environ:
+    _KEPT = os.environ["VITREOUS_ENGINE_CACHE"] = tempfile.mkdtemp(prefix="vitreous-tests-engine-")
 # jax compiles what two tests have in common once: the workers, and the processes that tests start, share a folder.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     _COMPILED: str | None = tempfile.mkdtemp(prefix="vitreous-tests-jax-")
@@ -24,9 +28,9 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [_SOURCE, os.environ.get
 
 
 def pytest_unconfigure():
-    """Removes the folder that this process made."""
-    if _COMPILED is not None:
-        shutil.rmtree(_COMPILED, ignore_errors=True)
+    """Removes the folders that this process made."""
+    for folder in filter(None, (_COMPILED, _KEPT)):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Runs the tests of layers, model, training step and weights again on each other backend that is installed."""
+"""Runs the tests of layers, model, training step, losses and weights again on each other backend that is installed."""
 
 import os
 import subprocess
@@ -16,6 +16,8 @@ TESTS = [
     "test_explanation.py",
     "test_look.py",
     "test_training_step.py",
+    "test_training_adapt.py",
+    "test_training_losses.py",
     "test_weights_references.py",
 ]
 

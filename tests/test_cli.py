@@ -34,7 +34,7 @@ def fails(result, text):
     code, out, err = result
     assert code == 2
     assert out == ""
-    lines = [line for line in err.splitlines() if not line.startswith("Backend")]
+    lines = [line for line in err.splitlines() if not line.startswith(("Backend", "Engine"))]
     assert len(lines) == 1, err
     assert lines[0].startswith("Error: ")
     assert text in lines[0]

@@ -21,15 +21,9 @@ RANKS = (
     {"model", "data"},
     {"evaluation", "label_errors", "figures", "weights", "calibration"},
     {"training"},
-    {  # these read what training leaves
-        "prediction",
-        "measurement",
-        "inspection",
-        "explanation",
-        "export",
-        "engine",
-        "embeddings",
-    },
+    {"measurement", "inspection", "explanation", "export", "embeddings"},  # these read what training leaves
+    {"engine"},
+    {"prediction", "answers"},
     {"look"},
     {"report"},
     {"server"},

@@ -74,6 +74,7 @@ def layer_of(case):
         (PatchEncoder(8, num_registers=1, position="sincos", grid_size=(2, 3)), (2, 6, 12), (2, 7, 8)),
         (PatchEncoder(8, position="none"), (2, 6, 12), (2, 6, 8)),
         (ConvolutionalStem(4, 8), (2, 8, 12, 3), (2, 6, 8)),
+        (ConvolutionalStem(4, 10, depths=(2, 1), activation="gelu"), (2, 8, 12, 3), (2, 6, 10)),
         (PatchDropout(0.5, num_prefix_tokens=1), (2, 5, 8), (2, 5, 8)),
         (SelfAttention(2), (2, 5, 8), (2, 5, 8)),
         (SelfAttention(2, norm="rms", use_qk_norm=True, use_inner_norm=True, layer_scale=0.1), (2, 5, 8), (2, 5, 8)),
@@ -419,6 +420,12 @@ def test_reconstruct_rounds_means_of_integers():
         (lambda: AttentionPool(3, 8).build((None, 5, 8)), r"Cannot build AttentionPool\. .*width=8, num_heads=3"),
         (lambda: TransformerBlock(2, 8, num_parallel=0), r"Expected at least 1\. Received: num_parallel=0"),
         (lambda: ConvolutionalStem(3, 8), r"Expected a power of two, 2 or more\. Received: patch_size=3"),
+        (
+            lambda: ConvolutionalStem(4, 8, depths=(1, 1, 1)),
+            r"Expected stem_depths of up to 2 numbers, .* Received: stem_depths=\(1, 1, 1\)\. Pass fewer numbers",
+        ),
+        (lambda: ConvolutionalStem(4, 8, depths=(1, -1)), r"Received: stem_depths=\(1, -1\)"),
+        (lambda: ConvolutionalStem(4, 8, activation="relu"), r"Received: activation='relu'"),
         (lambda: MLP(8, dropout_rate=1), r"Cannot use dropout_rate\. Expected a value in \[0, 1\)\. .*rate=1\. Pass"),
         (
             lambda: SelfAttention(2, attention_dropout_rate=-0.1),

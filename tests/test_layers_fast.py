@@ -53,6 +53,29 @@ def test_branches_by_hand_equal_composed_ones(layer, dtype, monkeypatch):
 
 
 @ON_TORCH
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
+def test_branches_by_hand_compute_with_low_rank_updates(dtype, monkeypatch):
+    import torch
+
+    from vitreous.layers import torch_branches
+
+    block = TransformerBlock(3, 40, dtype=dtype)
+    x = torch.from_numpy(random_array(4, 9, 24)).requires_grad_()
+    block(x)
+    for dense in (block.attention.qkv, block.attention.projection, block.mlp.hidden, block.mlp.output_dense):
+        dense.enable_lora(2, lora_alpha=3.0)
+    randomize(block)
+    results, calls = [], []
+    monkeypatch.setattr(torch_branches, "can_compute", lambda x: calls.append(not results) or calls[-1])
+    for _ in range(2):
+        found = torch.autograd.grad(block(x).float().square().sum(), [x, *(v.value for v in block.trainable_variables)])
+        results.append([to_numpy(v) for v in found])
+    assert calls == [True, True, False, False]
+    assert sum("lora_kernel" in v.path for v in block.trainable_variables) == 8
+    check_close(*results, TOLERANCE[dtype])
+
+
+@ON_TORCH
 def test_branches_by_hand_are_taken_where_they_can_be_and_only_there():
     import torch
 

@@ -1,4 +1,4 @@
-"""What `look` collects for the page: against the trace that it comes from. tests/test_backends.py runs it on each one."""
+"""What `look` collects for the page, against the trace that it comes from. test_backends.py runs it on each."""
 
 import base64
 import functools

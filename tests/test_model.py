@@ -72,6 +72,7 @@ def test_equals_timm(fused):
         {"image_size": (9, 7), "patch_size": 4, "patch_strides": 2},
         {"image_size": (9, 7), "patch_padding": "same"},
         {"stem": "convolution"},
+        {"stem": "convolution", "stem_dim": 24, "stem_depths": (2, 1), "activation": "gelu"},
         {"stem": "shifted", "use_patch_bias": False},
         {"num_registers": 2, "position_tokens": "class", "pooling": "class_mean"},
         {"use_distillation_token": True, "use_distillation_head": True},

@@ -43,7 +43,9 @@ def make_explainer():
     model = VisionTransformer(config, name="tiny")
     generator = np.random.default_rng(0)
     model.head.kernel.assign(generator.normal(0, 0.3, model.head.kernel.shape))
-    model.patch_encoder.position_embedding.assign(generator.normal(0, 0.3, model.patch_encoder.position_embedding.shape))
+    model.patch_encoder.position_embedding.assign(
+        generator.normal(0, 0.3, model.patch_encoder.position_embedding.shape)
+    )
     half = (0.5,) * 3
     return Explainer(model, input_spec=InputSpec(image_size=(32, 32), mean=half, std=half), class_names=NAMES)
 

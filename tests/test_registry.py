@@ -37,6 +37,9 @@ OWN = [
     "vit_micro_patch8_64",
     "vit_tiny_patch8_64",
     "vit_micro_patch16_224",
+    "vit_nano_stem_patch4_32",
+    "vit_nano_stem_patch8_64",
+    "vit_nano_stem_patch16_128",
 ]
 
 
@@ -125,10 +128,11 @@ def test_every_model_is_held_against_timm_or_our_own():
 @pytest.mark.parametrize("name", OWN)
 def test_own_models_are_as_their_names_say(name):
     config, input_spec = get_spec(name).config, get_spec(name).input
-    _, size, patch, image = name.split("_")
+    _, size, *words, patch, image = name.split("_")
+    stem = {"stem": "convolution", "stem_dim": 128, "stem_depths": (2, 1), "num_blocks": 4, "activation": "gelu"}
     sizes = {"pico": (64, 6, 4), "nano": (96, 6, 3), "micro": (128, 8, 4), "tiny": (192, 12, 3), "small": (384, 12, 6)}
     is_own_size = size in ("pico", "nano", "micro")
-    assert config == ViTConfig(
+    plain = ViTConfig(
         image_size=int(image),
         patch_size=int(patch.removeprefix("patch")),
         projection_dim=sizes[size][0],
@@ -138,7 +142,8 @@ def test_own_models_are_as_their_names_say(name):
         pooling="mean" if is_own_size else "class",
         activation="gelu_tanh" if is_own_size else "gelu",
     )
-    assert input_spec.crop_fraction == (0.9 if image == "224" else 1.0)
+    assert config == (plain.replace(**stem) if words == ["stem"] else plain)
+    assert input_spec.crop_fraction == (0.9 if image in ("128", "224") else 1.0)
     assert list_weights(name) == []
 
 
@@ -169,6 +174,7 @@ SMALL = ViTConfig(image_size=(32, 16), patch_size=8, projection_dim=16, num_bloc
         {"image_size": (32, 20), "patch_strides": (4, 6), "num_channels": 1},
         {"patch_padding": "same", "image_size": (33, 17)},
         {"stem": "convolution"},
+        {"stem": "convolution", "stem_dim": 24, "stem_depths": (2, 1)},
         {"stem": "convolution", "norm": "rms", "patch_size": 2, "patch_strides": None, "num_channels": 1},
         {"stem": "shifted"},
         {"use_patch_bias": False, "use_pre_norm": True},
@@ -211,6 +217,15 @@ def test_counted_parameters_are_those_of_the_built_model(changes):
         ({}, 8 * 192 * 16 + 2 * (9 * 12 * 16 * 16 + 2 * 81 * 16) + 80),
         ({"stem": "shifted"}, 8 * 960 * 16 + 2 * (9 * 12 * 16 * 16 + 2 * 81 * 16) + 80),
         # convolutions to (16, 8, 4), (8, 4, 8), (4, 2, 16) pixels and channels, then 16 to 16
+        # convolutions to (16, 8, 6), (8, 4, 12), (4, 2, 24); two more of the second kind; then 24 to 16
+        (
+            {"stem": "convolution", "stem_dim": 24, "stem_depths": (2, 0), "num_blocks": 1},
+            9 * (128 * 3 * 6 + 32 * 6 * 12 + 2 * 32 * 12 * 12 + 8 * 12 * 24)
+            + 8 * 24 * 16
+            + 9 * 12 * 16 * 16
+            + 2 * 81 * 16
+            + 80,
+        ),
         (
             {"stem": "convolution", "num_blocks": 1},
             9 * (128 * 3 * 4 + 32 * 4 * 8 + 8 * 8 * 16) + 8 * 16 * 16 + 9 * 12 * 16 * 16 + 2 * 81 * 16 + 80,

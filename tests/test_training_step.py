@@ -248,11 +248,24 @@ def test_orthogonalize_leaves_singular_values_near_one():
         assert (result * (u @ v)).sum() / np.sqrt((result**2).sum() * min(shape)) > 0.97  # the same directions
 
 
-def test_muon_moves_the_matrices_of_blocks():
+def test_orthogonalize_takes_a_convolution_as_one_matrix_and_parts_by_themselves():
+    rng = np.random.default_rng(0)
+    kernel = rng.standard_normal((3, 3, 4, 24)).astype("float32")
+    convert = keras.ops.convert_to_tensor
+    flat = to_numpy(orthogonalize(convert(kernel.reshape(36, 24))))
+    np.testing.assert_array_equal(to_numpy(orthogonalize(convert(kernel))), flat.reshape(kernel.shape))
+    parts = [to_numpy(orthogonalize(convert(part))) for part in np.split(flat, 3, axis=1)]
+    np.testing.assert_allclose(to_numpy(orthogonalize(convert(flat), 3)), np.concatenate(parts, axis=1), atol=1e-5)
+    assert is_muon("vit/stem/convolution_0/kernel") and not is_muon("vit/stem/norm_0/gamma")
+    assert is_muon("vit/patch_encoder/projection/kernel") and not is_muon("vit/patch_encoder/class_token")
+    assert not is_muon("vit/head/kernel") and not is_muon("vit/attention_pool/qkv/kernel")
+
+
+def test_muon_moves_the_matrices_before_the_head():
     config = OptimizerConfig(name="muon", weight_decay=0.3, clip_norm=0.0)
     optimizer, before, after = move(config, (1.0, -0.5))
     paths = [v.path for v in optimizer.variables]
-    assert sum(map(is_muon, paths)) == 2 * 4 and not any(is_muon(p) for p in paths if "head" in p or "encoder" in p)
+    assert sum(map(is_muon, paths)) == 1 + 2 * 4 and not any(is_muon(p) for p in paths if "head" in p)
     for path, old, new in zip(paths, before, after, strict=True):
         gradients = [scale * waves(old) for scale in (1.0, -0.5)]
         if not is_muon(path):

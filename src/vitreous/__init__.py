@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vitreous.data import load_dataset
     from vitreous.embeddings import embed, find_neighbours, probe
+    from vitreous.engine import Engine
     from vitreous.errors import VitreousError
     from vitreous.explanation import explain
+    from vitreous.export.write import export_model
     from vitreous.figures import draw_patches
     from vitreous.inspection import inspect
     from vitreous.layers import MLP, PatchEncoder, Patches, SelfAttention, TransformerBlock
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from vitreous.spec import InputSpec, ModelSpec, ViTConfig, WeightsSource
     from vitreous.training.pretrainer import pretrain
     from vitreous.training.rate_search import find_learning_rate
+    from vitreous.training.resume import resume
     from vitreous.training.run import load_run
     from vitreous.training.trainer import train
     from vitreous.training.tuning import tune
@@ -50,11 +53,14 @@ __all__ = [
     "load_dataset",
     "train",
     "pretrain",
+    "resume",
     "find_learning_rate",
     "tune",
     "load_run",
     "evaluate",
     "predict",
+    "Engine",
+    "export_model",
     "inspect",
     "explain",
     "embed",
@@ -85,11 +91,14 @@ _HOMES = {
     "load_dataset": "vitreous.data",
     "train": "vitreous.training.trainer",
     "pretrain": "vitreous.training.pretrainer",
+    "resume": "vitreous.training.resume",
     "find_learning_rate": "vitreous.training.rate_search",
     "tune": "vitreous.training.tuning",
     "load_run": "vitreous.training.run",
     "evaluate": "vitreous.measurement",
     "predict": "vitreous.prediction",
+    "Engine": "vitreous.engine",
+    "export_model": "vitreous.export.write",
     "inspect": "vitreous.inspection",
     "explain": "vitreous.explanation",
     "embed": "vitreous.embeddings",

@@ -10,6 +10,7 @@
     ├── RunError               (ValueError)         a folder that is not a run, or not a whole one
     │   └── RunExistsError     (FileExistsError)    a run that would be overwritten
     ├── TrainingError          (RuntimeError)       training that cannot go on
+    ├── ExportError            (ValueError)         an export that cannot be read, or does not agree with its model
     └── MissingDependencyError (ImportError)        an optional package that is not installed
 
 Each message has four parts: what failed; what was expected; `Received: name=value`; what to do.
@@ -88,6 +89,10 @@ class RunExistsError(RunError, FileExistsError):
 
 class TrainingError(VitreousError, RuntimeError):
     """Training cannot go on."""
+
+
+class ExportError(VitreousError, ValueError):
+    """An export cannot be written or read, or answers otherwise than the model that it was made from."""
 
 
 class MissingDependencyError(VitreousError, ImportError):

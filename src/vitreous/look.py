@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vitreous.calibration import get_confidence
 from vitreous.explanation import maps
 from vitreous.explanation.perturbation import find_edges
-from vitreous.prediction import is_sure
 from vitreous.registry import count_parameters
 
 if TYPE_CHECKING:
@@ -160,6 +160,7 @@ def _list_answers(
         return {"predictions": [], "other": None, "log_sum": None, "is_sure": None}
     shares = explainer.probabilities(logits[None])[0]
     scaled = logits / explainer.temperature
+    confidence = float(get_confidence(shares, is_multi_label=explainer.is_multi_label))
     return {
         "predictions": [
             {
@@ -172,7 +173,7 @@ def _list_answers(
         ],
         "other": None if explainer.is_multi_label else max(0.0, 1 - float(shares[listed].sum())),
         "log_sum": float(np.logaddexp.reduce(scaled)),
-        "is_sure": None if threshold is None else is_sure(shares, threshold, explainer.is_multi_label),
+        "is_sure": None if threshold is None else confidence >= threshold,
     }
 
 

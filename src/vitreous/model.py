@@ -35,6 +35,8 @@ class VisionTransformer(keras.Model):
         images: (B, H, W, C) floating point, normalised as the model's `InputSpec` says; H, W, C as in `config`
             (any H and W that the patches divide with `has_dynamic_size`).
         training: Whether dropout is active.
+        return_heads: Whether to return the logits of each head by themselves, as a tuple: of the class token's, and of
+            the distillation token's where there is one.
 
     Returns:
         (B, K) logits; with `num_classes=0`, (B, features_dim) pooled features.
@@ -55,7 +57,13 @@ class VisionTransformer(keras.Model):
         policy = self.dtype_policy
         if config.stem == "convolution":
             self.stem = ConvolutionalStem(
-                config.patch_size[0], config.projection_dim, epsilon=config.epsilon, dtype=policy, name="stem"
+                config.patch_size[0],
+                config.stem_dim,
+                depths=config.stem_depths,
+                activation=config.activation,
+                epsilon=config.epsilon,
+                dtype=policy,
+                name="stem",
             )
         else:
             self.patches = Patches(
@@ -171,12 +179,15 @@ class VisionTransformer(keras.Model):
         self._check_shape(input_shape)  # a symbolic call asks for no more
         return input_shape[0], self.config.num_classes or self.config.features_dim
 
-    def call(self, images: Any, training: bool | None = None) -> Any:
-        """Returns the logits (B, K) of `images`."""
+    def call(self, images: Any, training: bool | None = None, return_heads: bool = False) -> Any:
+        """Returns the logits (B, K) of `images`, or those of each head."""
         x, rope = self.enter(images, training)  # (B, N, D)
         for block in self.blocks:
             x = block(x, rope=rope, training=training)
-        return self.classify(self.leave(x))
+        x = self.leave(x)
+        if return_heads:
+            return (self.classify(x),) if self.distillation_head is None else self.classify_both(x)
+        return self.classify(x)
 
     def embed(self, images: Any, training: bool | None = None) -> Any:
         """Returns the tokens (B, N, D) that enter the first block: class, distillation, registers, patches."""

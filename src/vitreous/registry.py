@@ -193,21 +193,28 @@ def get_spec(
         changes["patch_strides"] = None  # follows the new size
     if "projection_dim" in changes and "mlp_dim" not in changes:
         changes["mlp_dim"] = None
+    if "projection_dim" in changes and "stem_dim" not in changes:
+        changes["stem_dim"] = None
     if "rope" in changes and "rope_temperature" not in changes:
         changes["rope_temperature"] = None
     return ModelSpec(name=spec.name, config=spec.config.replace(**changes), input=spec.input.replace(**input_changes))
 
 
-def _stem_widths(config: ViTConfig) -> list[int]:
-    """Returns the channels that enter and leave the convolutions of the stem."""
+def _stem_convolutions(config: ViTConfig) -> list[tuple[int, int, int]]:
+    """Returns the channels that enter and leave each convolution of the stem, and its stride."""
     count = config.patch_size[0].bit_length() - 1
-    return [config.num_channels, *(max(config.projection_dim >> i, 1) for i in reversed(range(count)))]
+    convolutions, inputs = [], config.num_channels
+    for i, depth in enumerate((0,) * (count - len(config.stem_depths)) + config.stem_depths):
+        width = max(config.stem_dim >> (count - 1 - i), 1)
+        convolutions += [(inputs, width, 2)] + [(width, width, 1)] * depth
+        inputs = width
+    return convolutions
 
 
 def _patch_dim(config: ViTConfig) -> int:
     """Returns how many values of each patch are projected to a token."""
     if config.stem == "convolution":
-        return config.projection_dim
+        return config.stem_dim
     return config.patch_size[0] * config.patch_size[1] * config.num_channels * (5 if config.stem == "shifted" else 1)
 
 
@@ -228,8 +235,7 @@ def count_parameters(config: ViTConfig) -> int:
     if config.position == "learned":
         embedding += (config.num_prefix_positions + config.num_patches) * dim
     if config.stem == "convolution":
-        widths = _stem_widths(config)
-        embedding += sum(9 * a * b + 2 * b for a, b in itertools.pairwise(widths))
+        embedding += sum(9 * a * b + 2 * b for a, b, _ in _stem_convolutions(config))
     elif config.stem == "shifted":
         embedding += 2 * _patch_dim(config)
 
@@ -259,8 +265,8 @@ def count_macs(config: ViTConfig) -> int:
     embedding = patches * _patch_dim(config) * dim
     if config.stem == "convolution":
         sizes = list(config.image_size)
-        for inputs, outputs in itertools.pairwise(_stem_widths(config)):
-            sizes = [-(-pixels // 2) for pixels in sizes]
+        for inputs, outputs, stride in _stem_convolutions(config):
+            sizes = [-(-pixels // stride) for pixels in sizes]
             embedding += sizes[0] * sizes[1] * 9 * inputs * outputs
     block = tokens * (4 * dim * dim + (3 if config.mlp == "swiglu" else 2) * dim * hidden) + 2 * tokens * tokens * dim
     pooling = 0

@@ -88,6 +88,17 @@ def check_rates(**values: float) -> None:
         check(0 <= value < 1, f"Cannot use {name}.", "a value in [0, 1)", f"{name}={value}", "Pass a share below 1.")
 
 
+def check_stem_depths(depths: tuple[int, ...], count: int) -> None:
+    """Raises `ConfigError` unless `depths` fit a stem with `count` convolutions of stride 2."""
+    check(
+        len(depths) <= count and min(depths, default=0) >= 0,
+        "Cannot build the convolutional stem.",
+        f"stem_depths of up to {count} numbers, 0 or more: as many as convolutions of stride 2",
+        f"stem_depths={depths}",
+        "Pass fewer numbers, or none.",
+    )
+
+
 _hints: Callable[[Any], dict[str, Any]] = functools.cache(get_type_hints)
 
 
@@ -141,7 +152,11 @@ def _describe(hint: Any) -> str:
     if origin is tuple:
         if arguments == (int, int):
             return "an integer, or two (vertical, horizontal)"
-        return "a list of numbers" if arguments[-1] is Ellipsis else f"a list of {len(arguments)} numbers"
+        return (
+            f"a list of {'text' if arguments[0] is str else 'numbers'}"
+            if arguments[-1] is Ellipsis
+            else f"a list of {len(arguments)} numbers"
+        )
     if origin is dict:
         return "a table of names and values"
     words = {int: "an integer", float: "a number", bool: "True or False", str: "text", NoneType: "None"}
@@ -165,6 +180,10 @@ class ViTConfig(Record):
         stem: What stands before the projection: `"none"`; `"convolution"` (3x3 convolutions of stride 2 down to the
             patch grid, Xiao et al. 2021, https://arxiv.org/abs/2106.14881); `"shifted"` (the image beside four copies
             shifted diagonally by half a patch, Lee et al. 2021, https://arxiv.org/abs/2112.13492).
+        stem_dim: Channels after the last convolution of the stem; each one of stride 2 before has half of those of the
+            next. Default: `projection_dim`.
+        stem_depths: Residual 3x3 convolutions of stride 1 after the last ones of stride 2: (2, 1) puts two of them
+            after the last but one, at twice the patch grid's resolution, and one after the last. Default: none.
         use_patch_bias: Whether the patch projection has a bias.
         projection_dim: D, the width of every token.
         num_blocks: Number of transformer blocks.
@@ -228,6 +247,8 @@ class ViTConfig(Record):
     patch_padding: Literal["valid", "same"] = "valid"
     num_channels: int = 3
     stem: Literal["none", "convolution", "shifted"] = "none"
+    stem_dim: int = None  # type: ignore[assignment]
+    stem_depths: tuple[int, ...] = ()
     use_patch_bias: bool = True
     projection_dim: int = 768
     num_blocks: int = 12
@@ -273,6 +294,8 @@ class ViTConfig(Record):
         settle("image_size", as_pair(self.image_size, "image_size"))
         settle("patch_size", as_pair(self.patch_size, "patch_size"))
         settle("patch_strides", as_pair(self.patch_strides or self.patch_size, "patch_strides"))
+        settle("stem_dim", self.stem_dim or self.projection_dim)
+        settle("stem_depths", tuple(self.stem_depths))
         settle("mlp_dim", self.mlp_dim or 4 * self.projection_dim)
         settle("rope_temperature", self.rope_temperature or (100.0 if self.rope == "dinov3" else 10000.0))
         grid: Any = self.rope_reference_grid
@@ -282,7 +305,8 @@ class ViTConfig(Record):
             return {name: getattr(self, name) for name in names}
 
         check_minimum(
-            1, **named("num_channels", "projection_dim", "num_blocks", "num_heads", "mlp_dim", "num_parallel")
+            1,
+            **named("num_channels", "stem_dim", "projection_dim", "num_blocks", "num_heads", "mlp_dim", "num_parallel"),
         )
         check_minimum(0, **named("num_classes", "num_registers", "layer_scale"))
         check_rates(**named("dropout_rate", "attention_dropout_rate", "patch_dropout_rate", "stochastic_depth_rate"))
@@ -339,6 +363,15 @@ class ViTConfig(Record):
                 "a square patch of 2, 4, 8, 16 ... pixels without overlap",
                 f"patch_size={self.patch_size}, patch_strides={self.patch_strides}",
                 "Pass such a patch size, or stem='none'.",
+            )
+            check_stem_depths(self.stem_depths, exponent)
+        else:
+            check(
+                not self.stem_depths,
+                "Cannot build residual convolutions.",
+                "stem='convolution' with stem_depths",
+                f"stem={self.stem!r}, stem_depths={self.stem_depths}",
+                "Pass that stem, or no stem_depths.",
             )
         if self.patch_padding == "valid" and self.patch_strides == self.patch_size:
             for axis, pixels, patch in zip(("height", "width"), self.image_size, self.patch_size, strict=True):

@@ -14,7 +14,7 @@ from vitreous.cli.measure import calibrate, evaluate
 from vitreous.cli.tools import convert, models, patches, recipes
 from vitreous.cli.train import draw_augmented, pretrain, train
 from vitreous.cli.tune import find_lr, tune
-from vitreous.cli.use import inspect, predict
+from vitreous.cli.use import export, inspect, predict
 from vitreous.errors import VitreousError
 from vitreous.text import escape_text
 
@@ -36,6 +36,7 @@ _COMMANDS: dict[str, Callable[..., int]] = {
     "evaluate": evaluate,
     "calibrate": calibrate,
     "predict": predict,
+    "export": export,
     "inspect": inspect,
     "explain": explain,
     "embed": embed,

@@ -11,7 +11,7 @@ from cyclopts import Group, Parameter
 from vitreous.backend import select_backend
 from vitreous.errors import ConfigError
 from vitreous.spec import AugmentConfig, DataConfig, ViTConfig
-from vitreous.training.recipe import NOT_ARCHITECTURE, MaskedConfig, OptimizerConfig, Recipe
+from vitreous.training.recipe import NOT_ARCHITECTURE, DistillationConfig, MaskedConfig, OptimizerConfig, Recipe
 
 Backend = Literal["jax", "torch", "tensorflow"]
 Track = Annotated[
@@ -22,8 +22,9 @@ Track = Annotated[
     ),
 ]
 
-DATA, RECIPE, OPTIMIZER, AUGMENTATION, ARCHITECTURE = (
-    Group.create_ordered(name) for name in ("Data", "Recipe", "Optimizer", "Augmentation", "Architecture")
+DATA, RECIPE, OPTIMIZER, DISTILLATION, AUGMENTATION, ARCHITECTURE = (
+    Group.create_ordered(name)
+    for name in ("Data", "Recipe", "Optimizer", "Distillation", "Augmentation", "Architecture")
 )
 
 
@@ -73,6 +74,7 @@ if typing.TYPE_CHECKING:
     ColumnOptions: typing.TypeAlias = Any
     RecipeOptions: typing.TypeAlias = Any
     OptimizerOptions: typing.TypeAlias = Any
+    DistillationOptions: typing.TypeAlias = Any
     AugmentOptions: typing.TypeAlias = Any
     ArchitectureOptions: typing.TypeAlias = Any
 else:
@@ -88,6 +90,7 @@ else:
         Recipe, "RecipeOptions", without=("image_size", "architecture"), types={"batch_size": _BATCH}
     )
     OptimizerOptions = _optional(OptimizerConfig, "OptimizerOptions")
+    DistillationOptions = _optional(DistillationConfig, "DistillationOptions")
     AugmentOptions = _optional(AugmentConfig, "AugmentOptions")
     ArchitectureOptions = _optional(ViTConfig, "ArchitectureOptions", without=NOT_ARCHITECTURE)
 

@@ -13,8 +13,9 @@ from vitreous.spec import ViTConfig
 from vitreous.text import escape_text
 
 if typing.TYPE_CHECKING:
+    from vitreous.answers import AnswerWriter
     from vitreous.data.inspection import Inspection
-    from vitreous.prediction import Prediction
+    from vitreous.engine import Prediction
 
 
 def metrics_line(split: str, metrics: dict[str, Any]) -> str:
@@ -122,6 +123,40 @@ def open_output(path: Path | None) -> Iterator[TextIO]:
         temporary.unlink(missing_ok=True)
         raise
     print(f"Wrote {path}", file=sys.stderr)
+
+
+@contextmanager
+def open_answers(format: str, out: Path | None, **options: Any) -> "Iterator[AnswerWriter]":
+    """Yields what writes predictions to standard output, or to a file that appears whole under its name.
+
+    Args:
+        format: `"text"`, or one of `vitreous.answers.WRITERS`.
+        out: The file.
+        **options: Of the writer.
+    """
+    from vitreous.answers import WRITERS, AnswerWriter, partial_path
+
+    class TextWriter(AnswerWriter):
+        """A line an image."""
+
+        def write_row(self, prediction: "Prediction") -> None:
+            """Writes a line."""
+            print(prediction_line(prediction), file=self.stream)
+
+    kind = TextWriter if format == "text" else WRITERS[format]
+    writer = kind(out or sys.stdout, **options)
+    try:
+        with writer:
+            if writer.done:
+                print(f"Resume   {sum(writer.done.values()):,} images have their row", file=sys.stderr)
+            yield writer
+    except BaseException:
+        if out is not None and writer.can_resume and partial_path(out).exists():
+            command = "the same command with --resume goes on"
+            print(f"Kept     what was answered so far in {partial_path(out)}; {command}", file=sys.stderr)
+        raise
+    if out is not None:
+        print(f"Wrote {out}", file=sys.stderr)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import os
 import shlex
 import typing
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -12,12 +12,14 @@ from vitreous.cli.options import (
     ARCHITECTURE,
     AUGMENTATION,
     DATA,
+    DISTILLATION,
     OPTIMIZER,
     RECIPE,
     ArchitectureOptions,
     AugmentOptions,
     Backend,
     DataOptions,
+    DistillationOptions,
     MaskedOptions,
     OptimizerOptions,
     RecipeOptions,
@@ -30,28 +32,34 @@ from vitreous.cli.options import (
     start_backend,
 )
 from vitreous.cli.printing import metrics_line
+from vitreous.errors import ConfigError
 from vitreous.training.recipe import MaskedConfig
 
 if typing.TYPE_CHECKING:
     from vitreous.training.folds import CrossValidation
+    from vitreous.training.run import Run
 
 
 def train(
-    data: Annotated[str, describe_source("Labelled images:")],
+    data: Annotated[str | None, describe_source("Labelled images:")] = None,
     /,
     *,
     out: Path | None = None,
     recipe: str | None = None,
     pretrained: str | None = None,
+    teacher: str | None = None,
     image_size: str | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     folds: int | None = None,
     overwrite: Annotated[bool, Parameter(negative=())] = False,
+    resume: Path | None = None,
+    anew: Annotated[bool, Parameter(name="--no-resume", negative=())] = False,
     track: Track = None,
     backend: Backend | None = None,
     data_options: Annotated[DataOptions | None, Parameter(name="*", group=DATA)] = None,
     options: Annotated[RecipeOptions | None, Parameter(name="*", group=RECIPE)] = None,
     optimizer: Annotated[OptimizerOptions | None, Parameter(group=OPTIMIZER)] = None,
+    distillation: Annotated[DistillationOptions | None, Parameter(group=DISTILLATION)] = None,
     augment: Annotated[AugmentOptions | None, Parameter(group=AUGMENTATION)] = None,
     architecture: Annotated[ArchitectureOptions | None, Parameter(group=ARCHITECTURE)] = None,
 ) -> int:
@@ -59,28 +67,36 @@ def train(
 
     The recipe is chosen from the data; every value of it can be changed here: vitreous train photos/ --time 20m
     --optimizer.learning-rate 5e-4. Ctrl-C ends training cleanly: what has been learnt is measured and saved (exit
-    code 130).
+    code 130). The state of training is saved as it goes (--checkpoint-every): after a crash or a kill, the same
+    command, or vitreous train --resume RUN, goes on from there; SIGTERM saves it at once and exits with code 143.
 
     Args:
-        data: Labelled images.
+        data: Labelled images; may be left out with --resume.
         out: Folder of the run. Default: the first free runs/DATA-N.
         recipe: Name of a recipe, or a TOML file. Default: chosen from the data.
         pretrained: Weights to start from: timm/NAME.TAG, hf:OWNER/NAME, or a local file or folder.
+        teacher: A trained model to learn from beside the labels, of the same classes: a run, timm/NAME.TAG,
+            hf:OWNER/NAME, or a file.
         image_size: Image height and width in pixels: 224, or 192x256. Default: the recipe's.
-        seed: Decides splits, first weights, order and augmentation.
+        seed: Decides splits, first weights, order and augmentation. Default: 0.
         folds: Train so many runs, each with another part of the images as test set, and give mean and spread; with
             --fold, train that one alone.
-        overwrite: Replace a run that lies at --out, once the new one is whole.
+        overwrite: Replace a run that lies at --out, once the new one is whole; an unfinished one that was begun with
+            other options gives way too.
+        resume: Continue the unfinished run of this path, with the data and options that it began with.
+        anew: Remove an unfinished run that lies at --out, and begin anew. Default: the same command continues it.
         backend: Keras backend. Default: KERAS_BACKEND, else the fastest one installed for this hardware.
         data_options: Columns and splits.
         options: Values that differ from the recipe's.
         optimizer: Values that differ from the recipe's.
+        distillation: How to learn from the teacher; values that differ from the recipe's.
         augment: Values that differ from the recipe's.
         architecture: Values in which the model differs from its name's.
     """
     changes = {
         **given(data_options),
         **recipe_changes(options, image_size, optimizer, augment, architecture),
+        "distillation": given(distillation) or None,
     }
     start_backend(backend)
     from vitreous.calibration import describe_calibration
@@ -89,16 +105,20 @@ def train(
     from vitreous.training.progress import create_reporter, format_seconds
 
     changes |= {
-        "out": out,
         "recipe": recipe,
         "pretrained": pretrained,
-        "seed": seed,
-        "overwrite": overwrite,
+        "teacher": teacher,
+        "num_folds": folds,
         "track": track or (),
     }
-    if folds is not None and changes.get("fold") is None:
-        return _say_folds(train_folds(data, num_folds=folds, reporter=create_reporter(), **changes))
-    run = train_run(data, reporter=create_reporter(), num_folds=folds, **changes)
+    if resume is not None:
+        run = _resume("train", resume, data, {**changes, "seed": seed}, out=out, overwrite=overwrite, anew=anew)
+    else:
+        changes |= {"out": out, "seed": seed or 0, "overwrite": overwrite, "resume": "never" if anew else "auto"}
+        data = _require(data)
+        if folds is not None and changes.get("fold") is None:
+            return _say_folds(train_folds(data, reporter=create_reporter(), **changes))
+        run = train_run(data, reporter=create_reporter(), **changes)
     print(f"Trained  {format_seconds(run.metrics['train_seconds'])}, {run.metrics['num_images_seen']:,} images")
     for split in ("val", "test"):
         if split in run.metrics:
@@ -115,16 +135,18 @@ def train(
 
 def pretrain(
     data: Annotated[
-        str,
+        str | None,
         describe_source("A folder of images, labelled or not;", "Test images are left out where there are some."),
-    ],
+    ] = None,
     /,
     *,
     out: Path | None = None,
     recipe: str | None = None,
     image_size: str | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     overwrite: Annotated[bool, Parameter(negative=())] = False,
+    resume: Path | None = None,
+    anew: Annotated[bool, Parameter(name="--no-resume", negative=())] = False,
     track: Track = None,
     backend: Backend | None = None,
     masked: Annotated[MaskedOptions | None, Parameter(name="*", group=RECIPE)] = None,
@@ -139,12 +161,15 @@ def pretrain(
     few labels.
 
     Args:
-        data: Images, labelled or not.
+        data: Images, labelled or not; may be left out with --resume.
         out: Folder of the run. Default: the first free runs/DATA-pretrained-N.
         recipe: Name of a recipe, or a TOML file. Default: chosen from the data.
         image_size: Image height and width in pixels: 224, or 192x256. Default: the recipe's.
-        seed: Decides which images validate, first weights, order, augmentation and what is hidden.
-        overwrite: Replace a run that lies at --out, once the new one is whole.
+        seed: Decides which images validate, first weights, order, augmentation and what is hidden. Default: 0.
+        overwrite: Replace a run that lies at --out, once the new one is whole; an unfinished one that was begun with
+            other options gives way too.
+        resume: Continue the unfinished run of this path, with the data and options that it began with.
+        anew: Remove an unfinished run that lies at --out, and begin anew. Default: the same command continues it.
         backend: Keras backend. Default: KERAS_BACKEND, else the fastest one installed for this hardware.
         masked: What is hidden, and what fills it in.
         options: Values that differ from the recipe's.
@@ -152,16 +177,19 @@ def pretrain(
         augment: Values that differ from the recipe's.
         architecture: Values in which the model differs from its name's.
     """
-    changes = {
-        **recipe_changes(options, image_size, optimizer, augment, architecture),
-        "masked": MaskedConfig(**given(masked)),
-    }
+    changes = recipe_changes(options, image_size, optimizer, augment, architecture)
     start_backend(backend)
     from vitreous.training import pretrain as pretrain_run
     from vitreous.training.progress import create_reporter, format_seconds
 
-    changes |= {"out": out, "recipe": recipe, "seed": seed, "overwrite": overwrite, "track": track or ()}
-    run = pretrain_run(data, reporter=create_reporter(), **changes)
+    changes |= {"recipe": recipe, "track": track or ()}
+    if resume is not None:
+        changes |= {"seed": seed, "masked": given(masked) or None}
+        run = _resume("pretrain", resume, data, changes, out=out, overwrite=overwrite, anew=anew)
+    else:
+        changes |= {"out": out, "seed": seed or 0, "overwrite": overwrite, "resume": "never" if anew else "auto"}
+        masked_config = MaskedConfig(**given(masked))
+        run = pretrain_run(_require(data), reporter=create_reporter(), masked=masked_config, **changes)
     print(f"Trained  {format_seconds(run.metrics['train_seconds'])}, {run.metrics['num_images_seen']:,} images")
     if run.metrics["val_loss"] is not None:
         print(f"Val      loss {run.metrics['val_loss']:.3f} on hidden patches (the mean alone: 1)")
@@ -169,6 +197,40 @@ def pretrain(
     print(f"Look at  {path}/README.md, reconstruction.png, curves.png")
     print(f"Use it   vitreous train DATA --pretrained {shlex.quote(str(path))}")
     return 130 if run.metrics["is_interrupted"] else 0
+
+
+def _require(data: str | None) -> str:
+    if data is None:
+        raise ConfigError(
+            "Cannot train. Expected data: a folder of images, or another source. Received: none. "
+            "Name it, or continue an unfinished run: --resume RUN."
+        )
+    return data
+
+
+def _resume(
+    task: Literal["train", "pretrain"],
+    path: Path,
+    data: str | None,
+    changes: dict[str, Any],
+    *,
+    out: Path | None,
+    overwrite: bool,
+    anew: bool,
+) -> "Run":
+    """Continues an unfinished run with the options that it began with; others that are given must be the same."""
+    from vitreous.training.progress import create_reporter
+    from vitreous.training.resume import resume as resume_run
+
+    others = {"--out": out, "--overwrite": overwrite, "--no-resume": anew}
+    beside = [name for name, is_given in others.items() if is_given]
+    if beside:
+        raise ConfigError(
+            f"Cannot resume {path}. Expected no {beside[0]} beside --resume, which names the run. "
+            f"Received: {', '.join(beside)}. Leave it out."
+        )
+    given_changes = {name: value for name, value in changes.items() if value is not None and value != ()}
+    return resume_run(path, data=data, task=task, reporter=create_reporter(), **given_changes)
 
 
 def _say_folds(result: "CrossValidation") -> int:
@@ -225,7 +287,7 @@ def draw_augmented(
         images, class_names = dataset.splits["train"], dataset.class_names
         name = dataset.name if dataset.root is None else ""
     side = min(first_readable(images)[1].shape[:2])
-    base = load_recipe(recipe or choose_recipe(name, side))
+    base = load_recipe(recipe or choose_recipe(name, side, len(images)))
     settled = base.merge({"augment": given(augment)})
     spec = get_spec(settled.model, image_size=size or settled.image_size, num_channels=settled.num_channels)
     written = draw_augmentation(images, spec.input, settled.augment, out=out, class_names=class_names, seed=seed)

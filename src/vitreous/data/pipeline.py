@@ -13,7 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -96,7 +96,7 @@ class Loader:
         local_batch_size: Rows of a batch that this process makes.
         has_targets: Whether labels are float32 (B, K).
         broken: Name of each image that turned out to be unreadable, and why. It grows as images are read.
-        num_replaced: How often another image took the place of an unreadable one.
+        num_replaced: How often another image took the place of an unreadable one, in the batches given out.
 
     Raises:
         ConfigError: If a number is out of range, or `drop_last` leaves no batch.
@@ -313,8 +313,7 @@ class Loader:
             for number in numbers:
                 work = self._start(plan, number)
                 self._fill(work, range(self.local_batch_size), stop)
-                self._tell()
-                yield work.batch
+                yield self._finish(work, [])
             return
         size = max(_MIN_CHUNK, -(-self.local_batch_size // self.num_workers))
         size += size % 2  # pairs of mixed images stay together
@@ -322,12 +321,12 @@ class Loader:
             range(start, min(start + size, self.local_batch_size)) for start in range(0, self.local_batch_size, size)
         ]
         num_ahead = max(2, -(-2 * self.num_workers // len(chunks)))
-        pending: deque[tuple[Batch, list[Future[None]]]] = deque()
+        pending: deque[tuple[_Work, list[Future[None]]]] = deque()
         pool = ThreadPoolExecutor(self.num_workers, thread_name_prefix="vitreous-loader")
         try:
             for number in numbers:
                 work = self._start(plan, number)
-                pending.append((work.batch, [pool.submit(self._fill, work, rows, stop) for rows in chunks]))
+                pending.append((work, [pool.submit(self._fill, work, rows, stop) for rows in chunks]))
                 if len(pending) > num_ahead:
                     yield self._finish(*pending.popleft())
             while pending:
@@ -336,11 +335,12 @@ class Loader:
             stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _finish(self, batch: Batch, futures: "list[Future[None]]") -> Batch:
+    def _finish(self, work: "_Work", futures: "list[Future[None]]") -> Batch:
         for future in futures:
             future.result()
+        self.num_replaced += len(work.replaced)
         self._tell()
-        return batch
+        return work.batch
 
     def _tell(self) -> None:
         """Reports what is new since the last batch."""
@@ -434,8 +434,7 @@ class Loader:
             image = self._read(other)
         work.batch.indices[row] = other
         self._set_label(work.batch, row, other)
-        with self._lock:
-            self.num_replaced += 1
+        work.replaced.append(row)
         return image
 
     def _check_share(self) -> None:
@@ -510,6 +509,7 @@ class _Work:
     epoch: int
     draws: np.ndarray
     mix: Mix | None
+    replaced: list[int] = field(default_factory=list)  # rows whose image is another one
 
 
 def _smallest_side(input_spec: InputSpec, augment: AugmentConfig) -> int:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitreous.backend import use_compile_cache
+from vitreous.calibration import to_probabilities
 from vitreous.errors import ConfigError, MissingPathError, UnknownNameError, WeightsError
-from vitreous.evaluation import sigmoid, softmax
 from vitreous.explanation import maps
 from vitreous.explanation.methods import METHODS, Explanation
 from vitreous.explanation.perturbation import Fill, create_windows, fill_image, find_edges, sum_cells, take_out
@@ -39,7 +39,7 @@ class Explainer:
         input_spec: What images must go through before they enter it.
         class_names: Names of the K classes; empty for none.
         is_multi_label: Whether probabilities are a sigmoid's.
-        temperature: What logits are divided by before they become probabilities (`Run.temperature`).
+        temperature: What logits are divided by before they become probabilities, as in `predict`.
 
     Raises:
         ConfigError: If the model does not take images of `input_spec`, or has another number of classes than names.
@@ -96,8 +96,7 @@ class Explainer:
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """Returns the probabilities (B, K) of logits (B, K)."""
-        logits = logits / self.temperature
-        return sigmoid(logits) if self.is_multi_label else softmax(logits)
+        return to_probabilities(logits, is_multi_label=self.is_multi_label, temperature=self.temperature)
 
     def prepare(self, image: np.ndarray | str | Path) -> np.ndarray:
         """Returns an image as the model takes it, uint8 (H, W, C), not normalised yet.

@@ -90,9 +90,7 @@ class Residual(keras.layers.Layer):
         from vitreous.layers import torch_branches
 
         is_plain = self.is_pre_norm and self.options["norm"] == "layer"
-        is_plain = is_plain and all(
-            layer.use_bias and not layer.quantization_mode and not layer.lora_enabled for layer in dense
-        )
+        is_plain = is_plain and all(layer.use_bias and not layer.quantization_mode for layer in dense)
         return torch_branches if is_plain and torch_branches.can_compute(x) else None
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:

@@ -8,6 +8,7 @@ docs/performance.md has the gains; tests hold values and gradients against the c
 
 from typing import Any
 
+import keras
 import torch
 from torch.autograd.function import once_differentiable
 
@@ -27,12 +28,17 @@ def can_compute(x: Any) -> bool:
     )
 
 
+def _values(*weights: Any) -> list[Any]:
+    """Returns the tensors of weights; a kernel with a low-rank update comes as their sum already, no variable."""
+    return [weight.value if isinstance(weight, keras.Variable) else weight for weight in weights]
+
+
 def attend(layer: Any, x: Any) -> Any:
     """Returns the branch (B * N, D) of a `SelfAttention`."""
     return AttentionBranch.apply(
         x,
-        *(v.value for v in (layer.norm.gamma, layer.norm.beta, layer.qkv.kernel, layer.qkv.bias)),
-        *(v.value for v in (layer.projection.kernel, layer.projection.bias)),
+        *_values(layer.norm.gamma, layer.norm.beta, layer.qkv.kernel, layer.qkv.bias),
+        *_values(layer.projection.kernel, layer.projection.bias),
         layer.num_heads,
         layer.options["epsilon"],
     )
@@ -42,8 +48,8 @@ def transform(layer: Any, x: Any) -> Any:
     """Returns the branch (B * N, D) of an `MLP`."""
     return MLPBranch.apply(
         x,
-        *(v.value for v in (layer.norm.gamma, layer.norm.beta, layer.hidden.kernel, layer.hidden.bias)),
-        *(v.value for v in (layer.output_dense.kernel, layer.output_dense.bias)),
+        *_values(layer.norm.gamma, layer.norm.beta, layer.hidden.kernel, layer.hidden.bias),
+        *_values(layer.output_dense.kernel, layer.output_dense.bias),
         "tanh" if layer.activation == "gelu_tanh" else "none",
         layer.options["epsilon"],
     )

@@ -27,7 +27,7 @@ def render_look(look: dict[str, Any], *, name: str = "") -> str:
         name: What to call the image.
 
     Returns:
-        HTML with everything inside: text, style, scripts, the image and the numbers. Its content security policy lets no
+        HTML with everything inside: text, style, scripts, image and numbers. Its content security policy lets no
         other script run, and nothing be loaded. No text from the data can end the element that it stands in.
     """
     page = _read("index.html")

@@ -1,5 +1,11 @@
-"""The training loop: batches in, a trained average of weights and a history out."""
+"""The training loop: batches in, a trained average of weights and a history out; from the start, or from a checkpoint.
 
+Between two steps, everything that the rest of training depends on lies in three places: Keras variables (`Step`), the
+position in the data (`BatchStream`), and `_State`. A checkpoint is these three.
+"""
+
+import copy
+import dataclasses
 import math
 import signal
 import threading
@@ -12,16 +18,19 @@ import keras
 import numpy as np
 
 from vitreous.data import Loader
-from vitreous.errors import TrainingError
+from vitreous.errors import RunError, TrainingError
 from vitreous.spec import InputSpec
+from vitreous.training.checkpoint import Checkpoint, Checkpoints
 from vitreous.training.optimizer import Optimizer
-from vitreous.training.progress import Reporter, Status
-from vitreous.training.recipe import OptimizerConfig
-from vitreous.training.schedules import average_decay, learning_rate
-from vitreous.training.step import create_step
+from vitreous.training.progress import Reporter, Status, format_seconds
+from vitreous.training.recipe import Interval, OnNan, OptimizerConfig
+from vitreous.training.schedules import average_decay, learning_rates
+from vitreous.training.step import Step, create_step
 
 _EVALUATIONS = 50  # at most so many while training, and one at the end
 _REFRESH_SECONDS = 0.5  # between two readings of the loss
+_MAX_RECOVERIES = 3  # returns to a checkpoint after a loss that was no longer finite
+_TERMINATED = 128 + 15  # exit code of a process that SIGTERM ended, as shells and schedulers have it
 
 
 @dataclass
@@ -40,6 +49,8 @@ class History:
         is_stopped: Whether it ended because validation no longer improved.
         best_row: Index of the row with the best validation score; None without validation.
         best_weights: The averaged weights of that row, as `average.get_weights()` has them; None if they are the last.
+        recoveries: Each return to a checkpoint after a loss that was no longer finite: the `step` it was seen at, the
+            step gone `back_to`, and the `learning_rate_factor` from there on.
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -50,6 +61,7 @@ class History:
     is_stopped: bool = False
     best_row: int | None = None
     best_weights: list[np.ndarray] | None = None
+    recoveries: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -65,25 +77,82 @@ class Evaluation:
     values: dict[str, float]
 
 
+class Terminated(SystemExit):
+    """SIGTERM has ended training; the code of the process is 143."""
+
+    def __init__(self) -> None:
+        super().__init__(_TERMINATED)
+
+
 class Interrupt:
-    """Turns the first Ctrl-C into a flag, so that no step and no file is torn; the second is a KeyboardInterrupt."""
+    """Turns the first Ctrl-C into a flag, so that no step and no file is torn; the second is a KeyboardInterrupt.
+
+    SIGTERM, as a scheduler sends it, raises `Terminated`, or is a flag as well while `is_busy`.
+
+    Attributes:
+        is_set: Whether Ctrl-C was pressed.
+        is_terminated: Whether SIGTERM came.
+        is_busy: Whether SIGTERM only sets the flag, for whoever looks at it soon.
+    """
 
     def __init__(self) -> None:
         self.is_set = False
+        self.is_terminated = False
+        self.is_busy = False
 
     def __enter__(self) -> "Interrupt":
         self.is_main = threading.current_thread() is threading.main_thread()
         if self.is_main:
-            self.previous = signal.signal(signal.SIGINT, self._handle)
+            self.previous = signal.signal(signal.SIGINT, self._handle), signal.signal(signal.SIGTERM, self._terminate)
         return self
 
     def _handle(self, *_: Any) -> None:
         self.is_set = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
+    def _terminate(self, *_: Any) -> None:
+        has_raised = self.is_terminated and not self.is_busy
+        self.is_terminated = True
+        if not self.is_busy and not has_raised:
+            raise Terminated
+
     def __exit__(self, *_: Any) -> None:
         if self.is_main:
-            signal.signal(signal.SIGINT, self.previous)
+            signal.signal(signal.SIGINT, self.previous[0])
+            signal.signal(signal.SIGTERM, self.previous[1])
+
+
+class _DivergedError(TrainingError):
+    """The loss is no longer finite."""
+
+
+@dataclass
+class _State:
+    """Where training stands, beside variables and data: plain values, fit for JSON.
+
+    Sums are scalars on the device while training goes on, and are read only when shown or saved. Times are seconds
+    since training began; time between a checkpoint and its return does not count.
+    """
+
+    num_steps: int = 0
+    num_images: int = 0
+    epoch: int = 0  # begun, from 1
+    seconds: float = 0.0
+    schedule_start: float = 0.0  # of a time budget: after the first step, which compiles
+    evaluation_seconds: float = 0.0  # of the last one: a time budget leaves room for the final one
+    rate: float = 0.0
+    loss_sum: Any = 0.0  # from here on: since the last row
+    correct_sum: Any = 0.0
+    row_steps: int = 0
+    row_images: int = 0
+    row_start: float = 0.0
+    row_progress: float = 0.0  # at the last row
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    best_score: tuple[float, ...] | None = None
+    best_epoch: int = 0
+    best_row: int | None = None
+    is_stopped: bool = False
+    recoveries: list[dict[str, Any]] = field(default_factory=list)
 
 
 def fit(
@@ -104,6 +173,8 @@ def fit(
     reporter: Reporter | None = None,
     interrupt: Interrupt | None = None,
     on_row: Callable[[list[dict[str, Any]]], None] | None = None,
+    checkpoints: Checkpoints | None = None,
+    on_nan: OnNan = "stop",
 ) -> History:
     """Trains `model`, and leaves the average of its weights in `average`.
 
@@ -124,120 +195,306 @@ def fit(
         reporter: Where progress is shown.
         interrupt: Ends training after the step at hand once it is set. Default: nothing does.
         on_row: Called with all rows so far after each new one.
+        checkpoints: Where the state is saved now and then and at the end, and where training goes on if there is a
+            state already. Default: nowhere.
+        on_nan: What a loss that is no longer finite leads to: `"stop"`; or `"back"` to the last checkpoint, with half
+            the learning rate, at most 3 times.
 
     Returns:
-        The history.
+        The history. Resumed from a checkpoint, weights and history are bit for bit those of training without a break,
+        but for times; with a time budget, the schedule follows the clock, and they are not.
 
     Raises:
         TrainingError: If the loss is no longer finite.
+        Terminated: If SIGTERM came; the state has been saved.
+        RunError: If the state that was saved does not fit.
     """
-    reporter = reporter or Reporter()
-    interrupt = interrupt or Interrupt()
-    history = History()
     step = create_step(model, average, optimizer, input_spec=input_spec, loss=loss, num_parts=num_parts)
-    total_steps = (num_epochs or 0) * train.num_batches
-    start = schedule_start = time.monotonic()
-    half_step = 0.5 / total_steps if total_steps else 0.5e-3  # a step's rate is that of its middle, never 0
+    loop = _Loop(
+        step,
+        train,
+        config=config,
+        evaluate=evaluate,
+        total_steps=(num_epochs or 0) * train.num_batches,
+        budget_seconds=budget_seconds,
+        patience_epochs=patience_epochs,
+        has_answers=has_answers,
+        reporter=reporter or Reporter(),
+        interrupt=interrupt or Interrupt(),
+        on_row=on_row,
+        checkpoints=checkpoints,
+        on_nan=on_nan,
+    )
+    return loop.run()
 
-    evaluation_seconds = 0.0  # of the last evaluation: a time budget leaves room for the final one
 
-    def get_progress() -> float:
-        if budget_seconds:  # the clock of the schedule starts after the first step, which compiles
-            left = start + budget_seconds - min(evaluation_seconds, budget_seconds / 4) - schedule_start
-            return (time.monotonic() - schedule_start) / max(left, 1e-9) if history.num_steps else 0.0
-        return history.num_steps / total_steps
+@dataclass(eq=False)
+class _Loop:
+    """What `fit` works with."""
 
-    def is_done() -> bool:
-        return interrupt.is_set or history.is_stopped or get_progress() >= 1
+    step: Step
+    train: Loader
+    _: dataclasses.KW_ONLY
+    config: OptimizerConfig
+    evaluate: Callable[[], Evaluation | None] | None
+    total_steps: int
+    budget_seconds: float | None
+    patience_epochs: int | None
+    has_answers: bool
+    reporter: Reporter
+    interrupt: Interrupt
+    on_row: Callable[[list[dict[str, Any]]], None] | None
+    checkpoints: Checkpoints | None
+    on_nan: OnNan
 
-    progress, last_row_progress, epoch = 0.0, 0.0, 0
-    best_score: tuple[float, ...] | None = None
-    best_epoch, best_weights = 0, None
-    row_start, row_steps, row_images = start, 0, 0
-    loss_sum, correct_sum = 0.0, 0.0  # become scalars on the device; read only when shown
-    shown_time, shown_images, shown_sums = start, 0, (0.0, 0.0, 0, 0)
-    while not is_done():
-        batches = train.epoch(epoch)
-        epoch += 1
-        for batch in batches:
-            rate = learning_rate(
-                min(get_progress() + half_step, 1.0),
-                peak=config.learning_rate,
-                warmup_fraction=config.warmup_fraction,
-                final_fraction=config.final_fraction,
-            )
-            history.num_steps += 1
-            decay = average_decay(history.num_steps, get_progress(), horizon_fraction=config.average_fraction)
-            batch_loss, correct = step(batch, learning_rate=rate, decay=decay)
-            if history.num_steps == 1:
-                _check_finite(float(batch_loss), 1, config)
-                schedule_start = time.monotonic()
-            loss_sum, correct_sum = loss_sum + batch_loss, correct_sum + correct
-            row_steps += 1
-            row_images += (num_images := int(batch.mask.sum()))
-            history.num_images += num_images
-            now = time.monotonic()
-            if now - shown_time > _REFRESH_SECONDS:
-                sums = (float(loss_sum), float(correct_sum), row_steps, row_images)
-                _check_finite(sums[0], history.num_steps, config)
-                recent = [new - old for new, old in zip(sums, shown_sums, strict=True)]
-                progress = min(get_progress(), 1.0)
-                reporter.step(
-                    Status(
-                        progress=progress,
-                        epoch=epoch,
-                        loss=recent[0] / max(recent[2], 1),
-                        accuracy=recent[1] / max(recent[3], 1) if has_answers else None,
-                        images_per_second=(history.num_images - shown_images) / (now - shown_time),
-                        seconds_left=(now - start) * (1 - progress) / max(progress, 1e-6),
-                    )
+    def __post_init__(self) -> None:
+        self.state = _State()
+        self.stream = self.train.stream()
+        self.best_weights: list[np.ndarray] | None = None
+        self.start = time.monotonic()
+        # A step's rate is that of its middle, never 0.
+        self.half_step = 0.5 / self.total_steps if self.total_steps else 0.5e-3
+        self.show_from_here()
+
+    def run(self) -> History:
+        """Trains to the end."""
+        state_of_disk = self.checkpoints.load() if self.checkpoints else None
+        self.interrupt.is_busy = True
+        try:
+            if state_of_disk is not None:
+                self.restore(state_of_disk)
+                self.start = time.monotonic() - self.state.seconds
+                self.reporter.note(
+                    f"Resumed  at step {self.state.num_steps:,}, epoch {self.state.epoch}, after "
+                    f"{format_seconds(self.state.seconds)} of training, from {state_of_disk.path}"
                 )
-                shown_time, shown_images, shown_sums = now, history.num_images, sums
-            if is_done():
-                batches.close()
-                break
-        if row_steps and (is_done() or get_progress() - last_row_progress >= 1 / _EVALUATIONS):
-            seconds = time.monotonic() - row_start
-            _check_finite(float(loss_sum), history.num_steps, config)
-            row = {
-                "epoch": epoch,
-                "step": history.num_steps,
-                "seconds": 0.0,
-                "learning_rate": rate,
-                "train_loss": float(loss_sum) / row_steps,
-                **({"train_accuracy": float(correct_sum) / max(row_images, 1)} if has_answers else {}),
-                "images_per_second": row_images / seconds,
-            }
-            if evaluate is not None:
-                evaluation_start = time.monotonic()
-                step.synchronize()
-                if (found := evaluate()) is not None:
-                    row |= {f"val_{name}": value for name, value in found.values.items()}
-                    if best_score is None or found.score > best_score:
-                        best_score, best_epoch, history.best_row = found.score, epoch, len(history.rows)
-                        best_weights = average.get_weights()
-                evaluation_seconds = time.monotonic() - evaluation_start
-            row["seconds"] = time.monotonic() - start
-            history.rows.append(row)
-            has_waited = patience_epochs is not None and epoch - best_epoch >= patience_epochs
-            history.is_stopped = has_waited and best_score is not None
-            reporter.row(row)
-            if on_row:
-                on_row(history.rows)
-            last_row_progress = get_progress()
-            row_start, row_steps, row_images = time.monotonic(), 0, 0
-            loss_sum, correct_sum, shown_sums = 0.0, 0.0, (0.0, 0.0, 0, 0)
-    step.synchronize()
-    if history.best_row not in (None, len(history.rows) - 1):
-        history.best_weights = best_weights
-    history.is_interrupted = interrupt.is_set
-    history.seconds = time.monotonic() - start
-    return history
+            elif self.on_nan == "back":
+                self.save()  # there is always something to go back to
+            while self.advance():
+                pass
+            self.step.synchronize()
+        except Terminated:
+            self.save(is_last=True)
+            self.reporter.note(f"Stopped  by SIGTERM after step {self.state.num_steps:,}")
+            raise
+        finally:
+            self.stream.close()
+            self.interrupt.is_busy = False
+        state = self.state
+        if not self.interrupt.is_set:
+            self.save(is_periodic=True)  # so that measuring and drawing alone are done again if they are cut short
+        if self.interrupt.is_terminated:
+            raise Terminated
+        return History(
+            rows=state.rows,
+            num_steps=state.num_steps,
+            num_images=state.num_images,
+            seconds=self.get_seconds(),
+            is_interrupted=self.interrupt.is_set,
+            is_stopped=state.is_stopped,
+            best_row=state.best_row,
+            best_weights=None if state.best_row in (None, len(state.rows) - 1) else self.best_weights,
+            recoveries=state.recoveries,
+        )
 
+    def advance(self) -> bool:
+        """Does what is due between two steps, and then one step; returns whether there may be more."""
+        try:
+            if self.interrupt.is_terminated:
+                raise Terminated
+            if self.interrupt.is_set:
+                self.save(is_periodic=True)  # without the row that Ctrl-C adds: what is resumed knows of no break
+            if self.state.row_steps and (self.is_done() or self.is_row_due()):
+                self.add_row()
+                return True
+            if self.is_done():
+                return False
+            if self.checkpoints and self.checkpoints.is_due(self.state.num_steps):
+                self.save()
+            self.train_batch()
+        except _DivergedError as error:
+            self.go_back(error)
+        return True
 
-def _check_finite(loss: float, step: int, config: OptimizerConfig) -> None:
-    if not math.isfinite(loss):
-        raise TrainingError(
-            f"Cannot go on training. Expected a finite loss. Received: loss={loss} at or shortly before step {step}. "
-            f"Lower the learning rate (now {config.learning_rate:g}), or train with --precision float32."
+    def get_seconds(self) -> float:
+        """Returns the time of training so far, in all processes."""
+        return time.monotonic() - self.start
+
+    def get_progress(self) -> float:
+        """Returns the share of training that is done; from 1 on, it is over."""
+        if self.budget_seconds:
+            if not self.state.num_steps:
+                return 0.0
+            reserve = min(self.state.evaluation_seconds, self.budget_seconds / 4)
+            left = self.budget_seconds - reserve - self.state.schedule_start
+            return (self.get_seconds() - self.state.schedule_start) / max(left, 1e-9)
+        return self.state.num_steps / self.total_steps
+
+    def is_done(self) -> bool:
+        """Whether training is over."""
+        return self.interrupt.is_set or self.state.is_stopped or self.get_progress() >= 1
+
+    def is_row_due(self) -> bool:
+        """Whether an epoch has ended, and the last row is old enough."""
+        has_ended = self.stream.state()["batch"] == self.train.num_batches
+        return has_ended and self.get_progress() - self.state.row_progress >= 1 / _EVALUATIONS
+
+    def train_batch(self) -> None:
+        """Does one step."""
+        state, batch = self.state, next(self.stream)
+        state.epoch = self.stream.state()["epoch"] + 1
+        factor = 0.5 ** len(state.recoveries)
+        rates = learning_rates(min(self.get_progress() + self.half_step, 1.0), self.config)
+        state.rate, body_rate = (factor * rate for rate in rates)
+        state.num_steps += 1
+        decay = average_decay(state.num_steps, self.get_progress(), horizon_fraction=self.config.average_fraction)
+        loss, correct = self.step(batch, learning_rate=state.rate, body_rate=body_rate, decay=decay)
+        if state.num_steps == 1:
+            self.check_finite(loss)
+            state.schedule_start = self.get_seconds()
+        state.loss_sum, state.correct_sum = state.loss_sum + loss, state.correct_sum + correct
+        state.row_steps += 1
+        state.row_images += (num_images := int(batch.mask.sum()))
+        state.num_images += num_images
+        if time.monotonic() - self.shown_time > _REFRESH_SECONDS:
+            self.show()
+
+    def show_from_here(self) -> None:
+        """Begins what the live display averages over."""
+        self.shown_time, self.shown_images = time.monotonic(), self.state.num_images
+        self.shown_sums = (0.0, 0.0, 0, 0)
+
+    def show(self) -> None:
+        """Shows where training stands."""
+        state, now = self.state, time.monotonic()
+        self.check_finite(state.loss_sum)
+        sums = (float(state.loss_sum), float(state.correct_sum), state.row_steps, state.row_images)
+        recent = [new - old for new, old in zip(sums, self.shown_sums, strict=True)]
+        progress = min(self.get_progress(), 1.0)
+        self.reporter.step(
+            Status(
+                progress=progress,
+                epoch=state.epoch,
+                loss=recent[0] / max(recent[2], 1),
+                accuracy=recent[1] / max(recent[3], 1) if self.has_answers else None,
+                images_per_second=(state.num_images - self.shown_images) / (now - self.shown_time),
+                seconds_left=self.get_seconds() * (1 - progress) / max(progress, 1e-6),
+            )
+        )
+        self.shown_time, self.shown_images, self.shown_sums = now, state.num_images, sums
+
+    def add_row(self) -> None:
+        """Evaluates, and adds a row to the history."""
+        state, average = self.state, self.step.average
+        self.check_finite(state.loss_sum)
+        row: dict[str, Any] = {
+            "epoch": state.epoch,
+            "step": state.num_steps,
+            "seconds": 0.0,
+            "learning_rate": state.rate,
+            "train_loss": float(state.loss_sum) / state.row_steps,
+        }
+        if self.has_answers:
+            row["train_accuracy"] = float(state.correct_sum) / max(state.row_images, 1)
+        row["images_per_second"] = state.row_images / (self.get_seconds() - state.row_start)
+        if self.evaluate is not None:
+            evaluation_start = time.monotonic()
+            self.step.synchronize()
+            self.interrupt.is_busy = False  # it may take long: SIGTERM ends it at once, and it is done again
+            found = None if self.interrupt.is_terminated else self.evaluate()
+            self.interrupt.is_busy = True
+            if self.interrupt.is_terminated:
+                raise Terminated
+            if found is not None:
+                row |= {f"val_{name}": value for name, value in found.values.items()}
+                if state.best_score is None or found.score > state.best_score:
+                    state.best_score, state.best_epoch, state.best_row = found.score, state.epoch, len(state.rows)
+                    self.best_weights = average.get_weights()
+            state.evaluation_seconds = time.monotonic() - evaluation_start
+        row["seconds"] = self.get_seconds()
+        state.rows.append(row)
+        has_waited = self.patience_epochs is not None and state.epoch - state.best_epoch >= self.patience_epochs
+        state.is_stopped = has_waited and state.best_score is not None
+        self.reporter.row(row)
+        if self.on_row:
+            self.on_row(state.rows)
+        state.row_progress = self.get_progress()
+        state.row_start, state.row_steps, state.row_images = self.get_seconds(), 0, 0
+        state.loss_sum, state.correct_sum = 0.0, 0.0
+        self.show_from_here()
+
+    def save(self, *, is_periodic: bool = False, is_last: bool = False) -> None:
+        """Begins to write a checkpoint, unless there are to be no periodic ones; the last one is waited for."""
+        if self.checkpoints is None or (is_periodic and self.checkpoints.interval == Interval()):
+            return
+        self.check_finite(self.state.loss_sum)
+        self.state.seconds = self.get_seconds()
+        values = vars(self.state) | {name: float(getattr(self.state, name)) for name in ("loss_sum", "correct_sum")}
+        loader = {"broken": dict(self.train.broken), "num_replaced": self.train.num_replaced}
+        arrays = self.step.snapshot()
+        arrays |= {f"best/{place:04d}": weight for place, weight in enumerate(self.best_weights or [])}
+        self.checkpoints.save(
+            # Rows and the like grow while the checkpoint is written.
+            {"loop": copy.deepcopy(values), "stream": self.stream.state(), "loader": loader},
+            arrays,
+            num_steps=self.state.num_steps,
+        )
+        if is_last:
+            self.checkpoints.wait()
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Goes to where a checkpoint was taken."""
+        saved = checkpoint.state
+        try:
+            state = _State(**saved["loop"])
+            stream, loader = saved["stream"], saved["loader"]
+            broken, num_replaced = loader["broken"], loader["num_replaced"]
+        except (KeyError, TypeError) as error:
+            raise RunError(
+                f"Cannot resume from {checkpoint.path}. Expected the state of this vitreous. Received: {error}. "
+                "Resume with the version that wrote it, or start anew with --no-resume."
+            ) from error
+        if state.best_score is not None:
+            state.best_score = tuple(state.best_score)
+        best = sorted(name for name in checkpoint.arrays if name.startswith("best/"))
+        self.step.restore({name: array for name, array in checkpoint.arrays.items() if name not in best})
+        self.best_weights = [checkpoint.arrays[name] for name in best] or None
+        self.stream.restore(stream)
+        self.train.broken.update(broken)
+        self.train.num_replaced = num_replaced
+        self.state = state
+        if self.checkpoints:
+            self.checkpoints.start(state.num_steps)
+        self.show_from_here()
+
+    def check_finite(self, loss: Any) -> None:
+        """Raises if the loss is no number any more."""
+        if math.isfinite(value := float(loss)):
+            return
+        step, rate = self.state.num_steps, self.config.learning_rate * 0.5 ** len(self.state.recoveries)
+        raise _DivergedError(
+            f"Cannot go on training. Expected a finite loss. Received: loss={value} at or shortly before step {step}. "
+            f"Lower the learning rate (now {rate:g}), train with --precision float32, or let training go back by "
+            "itself with --on-nan back."
+        )
+
+    def go_back(self, error: _DivergedError) -> None:
+        """Returns to the last checkpoint with half the learning rate; the clock goes on."""
+        recoveries, step = self.state.recoveries, self.state.num_steps
+        if self.on_nan != "back" or self.checkpoints is None or len(recoveries) == _MAX_RECOVERIES:
+            raise error
+        self.checkpoints.wait()
+        checkpoint = self.checkpoints.load()
+        if checkpoint is None:
+            raise error
+        self.restore(checkpoint)
+        factor = 0.5 ** (len(recoveries) + 1)
+        self.state.recoveries = [
+            *recoveries,
+            {"step": step, "back_to": self.state.num_steps, "learning_rate_factor": factor},
+        ]
+        self.reporter.warn(
+            f"The loss was no longer finite at or shortly before step {step:,}: back to step "
+            f"{self.state.num_steps:,}, with {factor:g} of the learning rate ({len(self.state.recoveries)} of at most "
+            f"{_MAX_RECOVERIES} times)."
         )

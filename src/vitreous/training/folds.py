@@ -88,7 +88,7 @@ def train_folds(
     reporter = reporter or Reporter()
     options, _ = split_options(data, seed, {**changes, "num_folds": num_folds, "fold": 1})
     name = load_dataset(data, **options).name  # before anything is said: data that cannot be used is one line
-    folder = Path(out) if out is not None else free_path(name)
+    folder = Path(out) if out is not None else free_path(name, reporter)
     places = [folder / f"fold-{fold}" for fold in range(1, num_folds + 1)]
     taken = [*_find_folds(folder).values()]
     taken += [place for place in (*places, folder / "model.keras", folder / "metrics.json") if place.exists()]

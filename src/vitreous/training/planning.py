@@ -20,9 +20,10 @@ from vitreous.data.sources import source_path
 from vitreous.errors import ConfigError, ImageError, MissingPathError
 from vitreous.registry import count_parameters, get_spec
 from vitreous.spec import DataConfig, InputSpec, ModelSpec
+from vitreous.training.losses import Loss, create_loss
 from vitreous.training.progress import Reporter
 from vitreous.training.recipe import Recipe, choose_recipe, load_recipe
-from vitreous.training.run import FORMAT
+from vitreous.training.run import FORMAT, partial_folder
 from vitreous.weights import import_weights
 
 
@@ -59,9 +60,9 @@ def settle_recipe(
     if isinstance(recipe, Recipe):
         name, base = "(from Python)", recipe
     else:
-        name = str(
-            recipe or choose_recipe(dataset.name if dataset.root is None else "", _median_side(dataset.splits["train"]))
-        )
+        train_images = dataset.splits["train"]
+        known = dataset.name if dataset.root is None else ""
+        name = str(recipe or choose_recipe(known, _median_side(train_images), len(train_images)))
         base = load_recipe(recipe or name)
     changes = {key: value for key, value in changes.items() if value is not None}
     if "model" in changes and changes["model"] != base.model and "image_size" not in changes:
@@ -97,6 +98,41 @@ def training_loader(
         drop_last=len(images) % recipe.batch_size < len(images) / 10,
         seed=seed,
     )
+
+
+def training_loss(images: ImageSet, recipe: Recipe, num_classes: int) -> Loss:
+    """Returns what a recipe makes small on some training images."""
+    return create_loss(
+        images,
+        num_classes,
+        balance=recipe.balance,
+        name=recipe.loss,
+        label_smoothing=recipe.optimizer.label_smoothing,
+        focal_gamma=recipe.focal_gamma,
+        gamma_negative=recipe.gamma_negative,
+        gamma_positive=recipe.gamma_positive,
+        negative_clip=recipe.negative_clip,
+    )
+
+
+def check_start(recipe: Recipe, changes: Mapping[str, Any], *, has_weights: bool, has_teacher: bool) -> None:
+    """Raises `ConfigError` for options that ask for weights or a teacher where there are none."""
+    fraction = (changes.get("optimizer") or {}).get("head_first_fraction")
+    for condition, what, received in (
+        (recipe.optimizer.trained == "lora", "low-rank updates", "trained='lora'"),
+        (fraction, "the head first", f"head_first_fraction={fraction}"),
+    ):
+        if condition and not has_weights:
+            raise ConfigError(
+                f"Cannot train {what}. Expected weights to start from: without them all has still to be learnt. "
+                f"Received: {received}, pretrained=None. Pass pretrained, or train everything."
+            )
+    if changes.get("distillation") and not has_teacher:
+        options = ", ".join(f"{key}={value!r}" for key, value in changes["distillation"].items())
+        raise ConfigError(
+            f"Cannot learn from a teacher. Expected one beside the options of distillation. Received: {options}, "
+            "teacher=None. Pass a run or weights as teacher."
+        )
 
 
 def random_start(recipe: Recipe, num_classes: int) -> ModelSpec:
@@ -232,9 +268,11 @@ def without_none(values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def free_path(name: str) -> Path:
-    """Returns the first `runs/NAME-N` that does not exist."""
+def free_path(name: str, reporter: Reporter) -> Path:
+    """Returns the first `runs/NAME-N` that does not exist; names the unfinished ones that it leaves alone."""
     number = 1
-    while (path := Path("runs", f"{name}-{number}")).exists():
+    while (path := Path("runs", f"{name}-{number}")).exists() or partial_folder(path).exists():
+        if not path.exists():
+            reporter.note(f"Note     {path} is not finished; continue it with --resume {shlex.quote(str(path))}")
         number += 1
     return path

@@ -22,6 +22,7 @@ from vitreous.model import VisionTransformer, create_predict_function, normalize
 from vitreous.registry import count_parameters, get_spec
 from vitreous.spec import InputSpec, ModelSpec
 from vitreous.training.batch_search import find_batch_size, scale_learning_rate
+from vitreous.training.checkpoint import Checkpoints
 from vitreous.training.fit import Evaluation, History, Interrupt, fit
 from vitreous.training.masked import MaskedAutoencoder, reconstruction_loss
 from vitreous.training.optimizer import Optimizer
@@ -29,7 +30,6 @@ from vitreous.training.planning import (
     CONFIG_HEAD,
     describe_run,
     fit_to_images,
-    free_path,
     is_rate_given,
     readable,
     say_plan,
@@ -42,14 +42,21 @@ from vitreous.training.planning import (
 from vitreous.training.progress import Reporter
 from vitreous.training.recipe import MaskedConfig, Recipe
 from vitreous.training.results import draw_run, evaluation_loader
-from vitreous.training.run import Run, RunWriter, load_run
+from vitreous.training.resume import batch_of, describe_call, open_checkpoints, open_writer, unfinished
+from vitreous.training.run import Resume, Run, RunWriter, load_run
 from vitreous.training.trackers import Tracker, Trackers, follow_rows
 
 _NUM_SHOWN = 6
 _MOST_VALIDATED = 2000  # images
 # What a recipe for labels would do worse here: large crops keep what has to be filled in.
 _CHANGES: dict[str, Any] = {
-    "optimizer": {"learning_rate": 1e-3, "label_smoothing": 0.0, "layer_decay": 1.0, "trained": "all"},
+    "optimizer": {
+        "learning_rate": 1e-3,
+        "label_smoothing": 0.0,
+        "layer_decay": 1.0,
+        "trained": "all",
+        "head_first_fraction": 0.0,
+    },
     "augment": {
         "crop_scale": (0.5, 1.0),
         "mixup_alpha": 0.0,
@@ -70,6 +77,7 @@ def pretrain(
     masked: MaskedConfig | None = None,
     seed: int = 0,
     overwrite: bool = False,
+    resume: Resume = "auto",
     reporter: Reporter | None = None,
     track: str | Tracker | Sequence[str | Tracker] = (),
     **changes: Any,
@@ -87,7 +95,8 @@ def pretrain(
             of the recipe are turned off.
         masked: How images are hidden and filled in.
         seed: Decides which images validate, first weights, order, augmentation and what is hidden.
-        overwrite: Whether a run at `out` may be replaced (once the new one is whole).
+        overwrite: As for `train`.
+        resume: As for `train`: an unfinished run goes on from its last checkpoint.
         reporter: Where progress is shown. Default: nowhere.
         track: What follows the run, as for `train`.
         **changes: Fields of `DataConfig` and of `Recipe`, as for `train`.
@@ -98,9 +107,11 @@ def pretrain(
     Raises:
         DataError: If there are no images.
         ConfigError: If an option cannot work.
-        RunExistsError: If a run lies at `out` and `overwrite` is False.
+        RunExistsError: If a run lies at `out` and `overwrite` is False, or another process is writing it.
+        RunError: If the run cannot be written; its last checkpoint is kept.
         TrainingError: If the loss is no longer finite.
     """
+    call = {name: value for name, value in locals().items() if name != "changes"} | changes
     reporter, masked = reporter or Reporter(), masked or MaskedConfig()
     trackers = Trackers(track, reporter)
     split, changes = split_options(data, seed, changes)
@@ -119,7 +130,9 @@ def pretrain(
     images = dataset.splits["train"]
     policy = select_precision(settled.precision, keras.backend.backend())
     if is_auto:
-        settled = _settle_batch(settled, masked, spec, len(images), policy, reporter, is_rate_given(changes))
+        has_rate = is_rate_given(changes)
+        before = batch_of(out, resume, settled, is_rate_given=has_rate)
+        settled = before or _settle_batch(settled, masked, spec, len(images), policy, reporter, has_rate)
     settled = fit_to_images(settled, len(images))
     if settled.augment.has_mixing:
         raise ConfigError(
@@ -128,24 +141,25 @@ def pretrain(
             "Pass 0 for both."
         )
     loader = training_loader(images, spec.input, settled, reporter, seed=seed, num_classes=None)
-    writer = RunWriter(out or free_path(f"{dataset.name}-pretrained"), overwrite=overwrite)
     config = {
         **describe_run(dataset, recipe_name, settled, spec, split, policy),
         "task": "pretrain",
         "masked": masked.to_dict(),
     }
     with Interrupt() as interrupt:
-        try:
+        name = f"{dataset.name}-pretrained"
+        writer = open_writer(out, name, overwrite=overwrite, resume=resume, reporter=reporter)
+        with unfinished(writer, reporter, trackers):
+            checkpoints, config = open_checkpoints(writer, config, settled, resume=resume, reporter=reporter)
+            writer.write_call(describe_call("pretrain", call))
             say_plan(reporter, dataset, recipe_name, settled, spec, policy)
             writer.write_text("config.toml", CONFIG_HEAD + tomli_w.dumps(without_none(config)))
             trackers.start(writer.path, config)
-            _pretrain(reporter, trackers, interrupt, writer, dataset, loader, settled, masked, spec, config, policy)
-        except BaseException:
-            reporter.close()
-            trackers.fail()
-            writer.discard()
-            raise
-        return load_run(writer.finish())
+            with checkpoints:
+                plan = (dataset, loader, settled, masked, spec, config)
+                _pretrain(reporter, trackers, interrupt, writer, checkpoints, *plan)
+            place = writer.finish()
+    return load_run(place)
 
 
 def _unlabelled(data: str | Path | Dataset, split: dict[str, Any], seed: int) -> Dataset:
@@ -215,15 +229,16 @@ def _pretrain(
     trackers: Trackers,
     interrupt: Interrupt,
     writer: RunWriter,
+    checkpoints: Checkpoints,
     dataset: Dataset,
     loader: Loader,
     settled: Recipe,
     masked: MaskedConfig,
     spec: ModelSpec,
     config: dict[str, Any],
-    policy: str,
 ) -> None:
     """Trains, saves, measures and draws into `writer`'s folder."""
+    policy = config["versions"]["policy"]
     state = random.getstate()
     random.seed(config["seed"])
     model, average, optimizer = _create(spec, masked, policy, settled)
@@ -245,8 +260,11 @@ def _pretrain(
         num_parts=settled.num_parts,
         reporter=reporter,
         interrupt=interrupt,
-        on_row=follow_rows(writer, trackers),
+        on_row=follow_rows(lambda rows: checkpoints.attempt("history", lambda: writer.write_history(rows)), trackers),
+        checkpoints=checkpoints,
+        on_nan=settled.on_nan,
     )
+    writer.write_history(history.rows)
     loader.close()
     reporter.close()
     encoder = VisionTransformer(spec.config, name=spec.name, dtype="float32")
@@ -259,6 +277,7 @@ def _pretrain(
         "num_images_seen": history.num_images,
         "num_parameters": count_parameters(spec.config),
         "is_interrupted": history.is_interrupted,
+        "recoveries": history.recoveries,
         "broken_files": {**dataset.broken, **loader.broken, **(val.broken if val else {})},
         "num_replaced": loader.num_replaced,
     }

@@ -18,7 +18,6 @@ from vitreous.figures import draw_rate_search
 from vitreous.figures.canvas import checked_path
 from vitreous.model import VisionTransformer
 from vitreous.spec import check, check_minimum
-from vitreous.training.losses import create_loss
 from vitreous.training.optimizer import create_optimizer
 from vitreous.training.planning import (
     fit_to_images,
@@ -27,6 +26,7 @@ from vitreous.training.planning import (
     settle_recipe,
     split_options,
     training_loader,
+    training_loss,
 )
 from vitreous.training.progress import Reporter, Status
 from vitreous.training.recipe import Recipe
@@ -156,9 +156,7 @@ def find_learning_rate(
         average,
         create_optimizer(model, settled.optimizer),
         input_spec=spec.input,
-        loss=create_loss(
-            images, num_classes, balance=settled.balance, label_smoothing=settled.optimizer.label_smoothing
-        ),
+        loss=training_loss(images, settled, num_classes),
         num_parts=settled.num_parts,
     )
     reporter.note(f"Rates    {lowest_rate:g} to {highest_rate:g} in {num_steps} steps of {settled.batch_size} images")

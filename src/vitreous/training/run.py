@@ -7,32 +7,48 @@
     *.png           curves, confusion matrix, reliability, one image beside its patches, test images with answers
     README.md       what all this is, and the command that made it
 
-While training goes on, the files lie in a folder beside it whose name ends in `.partial`; one rename makes it a run.
+While training goes on, all lies in a folder beside it, from which an unfinished run is resumed:
+
+    .NAME.partial/
+        lock            held by the process that writes here, with its number
+        call.json       what was asked for, so that `--resume` can ask for it again
+        checkpoints/    the state of training (`vitreous.training.checkpoint`)
+        run/            the files above; one rename makes it the run
+        old/            for a moment, the run that is replaced
 """
 
+import contextlib
 import csv
+import io
 import json
 import math
 import os
+import shlex
 import shutil
+import socket
+import sys
 import tomllib
-import uuid
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from PIL import Image
 
 from vitreous.data import decode_image, resize_image
 from vitreous.errors import MissingPathError, RunError, RunExistsError
-from vitreous.spec import InputSpec
+from vitreous.registry import count_parameters
+from vitreous.spec import InputSpec, ViTConfig
 
 if TYPE_CHECKING:  # a run can be read, and refused, without waiting for Keras
     from vitreous.model import VisionTransformer
 
+Resume = Literal["auto", "only", "never"]
+
+_MAX_CONFIG_BYTES = 2**24
+_MAX_TOKENS = 2**20
 FORMAT = 1  # of the folder; raised when an older vitreous could no longer read a new run
 
 
@@ -188,19 +204,48 @@ def load_model(path: str | Path) -> "VisionTransformer":
             "Check the path."
         )
     try:
+        _check_archive(path)
         model = keras.saving.load_model(path, compile=False)
-    except (ValueError, OSError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except RunError:
+        raise
+    except (ValueError, OSError, KeyError, TypeError, EOFError, RecursionError, zipfile.BadZipFile) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise RunError(
             f"Cannot load a model. Expected a whole .keras file of a VisionTransformer. Received: {path}, {reason}. "
             "Take it from a finished run."
         ) from error
     if not isinstance(model, VisionTransformer):
-        raise RunError(
-            f"Cannot load a model. Expected a VisionTransformer. Received: {path}, which holds a "
-            f"{type(model).__name__}. Take it from a finished run."
-        )
+        raise _refuse_content(path, f"a {type(model).__name__}")
     return model
+
+
+def _check_archive(path: Path) -> None:
+    """Refuses what is no model of ours before Keras builds anything from it, and what would take more memory than it
+    has bytes.
+    """
+    with zipfile.ZipFile(path) as archive:
+        sizes = {info.filename: info.file_size for info in archive.infolist()}
+        if sum(sizes.values()) > 4 * path.stat().st_size + _MAX_CONFIG_BYTES:
+            raise _refuse_content(path, f"{sum(sizes.values())} bytes, packed into {path.stat().st_size}")
+        if sizes["config.json"] > _MAX_CONFIG_BYTES:
+            raise _refuse_content(path, f"a config.json of {sizes['config.json']} bytes")
+        described = json.loads(archive.read("config.json"))
+    if described["registered_name"] != "vitreous>VisionTransformer":
+        raise _refuse_content(path, f"a {described['class_name']}")
+    config = ViTConfig.from_dict(described["config"]["config"])
+    if config.num_tokens > _MAX_TOKENS or count_parameters(config) > sizes["model.weights.h5"]:
+        raise _refuse_content(
+            path,
+            f"a model of {config.num_tokens} tokens and {count_parameters(config)} weights in "
+            f"{sizes['model.weights.h5']} bytes",
+        )
+
+
+def _refuse_content(path: Path, content: str) -> RunError:
+    return RunError(
+        f"Cannot load a model. Expected a VisionTransformer. Received: {path}, which holds {content}. "
+        "Take it from a finished run."
+    )
 
 
 def _is_run(path: Path) -> bool:
@@ -212,59 +257,156 @@ def _is_run(path: Path) -> bool:
     return True
 
 
+def partial_folder(path: str | Path) -> Path:
+    """Returns where a run that will lie at `path` lies until it is finished."""
+    path = Path(path).absolute()
+    return path.with_name(f".{path.name}.partial")
+
+
 class RunWriter:
     """Writes a run folder beside its final place and moves it there at the end.
 
     Args:
         path: Where the run will be.
         overwrite: Whether a run that is there already may be replaced, once the new one is whole.
+        resume: What is done about an unfinished run: `"auto"` continues it, `"only"` does nothing else, `"never"`
+            removes it.
+        report: Called with a line of text about what is not as it should be.
+
+    Attributes:
+        folder: The folder beside the final place.
+        partial: The folder in it that becomes the run.
+        checkpoints: The folder in it for checkpoints; there may be some of an unfinished run.
 
     Raises:
-        RunExistsError: If something is there and `overwrite` is False, or it is no run.
-        RunError: If the folder cannot be written.
+        RunExistsError: If something is there and `overwrite` is False, or it is no run, or another process writes it.
+        RunError: If the folder cannot be written, or there is nothing to resume.
     """
 
-    def __init__(self, path: str | Path, *, overwrite: bool = False):
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        overwrite: bool = False,
+        resume: Resume = "auto",
+        report: Callable[[str], None] = lambda text: None,
+    ):
         self.path = Path(path).absolute()
         self.overwrite = overwrite
+        self.report = report
+        self.folder = partial_folder(self.path)
+        self.partial, self.checkpoints = self.folder / "run", self.folder / "checkpoints"
         what = f"Cannot write the run {path}."
-        if self.path.exists():
-            is_empty = self.path.is_dir() and not any(self.path.iterdir())
-            if not is_empty and not _is_run(self.path):
-                kind = "folder" if self.path.is_dir() else "file"
-                raise RunExistsError(
-                    f"{what} Expected a free path, or a run to replace. Received: a {kind} that is no run. "
-                    "Pass another --out."
+        is_new = not self.folder.exists()
+        if is_new:
+            self._check_place(what)
+            if resume == "only":
+                raise RunError(
+                    f"Cannot resume {path}. Expected an unfinished run. Received: nothing at {self.folder}. "
+                    "Train without --resume."
                 )
-            if not overwrite and not is_empty:
-                raise RunExistsError(
-                    f"{what} Expected a free path. Received: out={str(self.path)!r}, where a run lies. "
-                    "Pass another --out, or --overwrite to replace it."
-                )
-        self.partial = self.path.with_name(f".{self.path.name}-{uuid.uuid4().hex[:8]}.partial")
+        elif not (self.folder / "lock").is_file():
+            raise RunExistsError(
+                f"{what} Expected {self.folder} to be free, or to be an unfinished run. Received: something else. "
+                "Pass another --out."
+            )
         try:
-            self.partial.mkdir(parents=True)
+            self._lock = self._take_lock(what)
+            if (self.folder / "old").exists() and not self.path.exists():
+                os.rename(self.folder / "old", self.path)  # a finish that was cut short
+            try:
+                self._check_place(what)
+            except RunExistsError:
+                if is_new or (_is_run(self.path) and not self.partial.exists()):
+                    self.discard()  # its run has been finished
+                else:
+                    self._release()
+                raise
+            # Where run/ is missing, it has become the run, and what is left here is of no use.
+            if resume == "never" or not (self.checkpoints.is_dir() and self.partial.is_dir()):
+                self.clear()
+            _empty(self.partial)
         except OSError as error:
+            if isinstance(error, RunError):
+                raise
             raise RunError(
                 f"{what} Expected a folder that can be written. Received: {error.strerror or error}. "
                 "Pass another --out."
             ) from error
 
+    def _check_place(self, what: str) -> None:
+        """Raises `RunExistsError` if what lies at the final place may not be replaced."""
+        if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
+            return
+        if not _is_run(self.path):
+            kind = "folder" if self.path.is_dir() else "file"
+            raise RunExistsError(
+                f"{what} Expected a free path, or a run to replace. Received: a {kind} that is no run. "
+                "Pass another --out."
+            )
+        if not self.overwrite:
+            raise RunExistsError(
+                f"{what} Expected a free path. Received: out={str(self.path)!r}, where a run lies. "
+                "Pass another --out, or --overwrite to replace it."
+            )
+
+    def _take_lock(self, what: str) -> int | None:
+        """Returns the open lock, which the system gives back when this process ends, however it ends."""
+        while True:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+            except FileNotFoundError:
+                continue  # the process that had it has just finished
+            if sys.platform == "win32":
+                break
+            import fcntl
+
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                holder = os.pread(lock, 200, 0).decode(errors="replace").strip() or "unknown"
+                os.close(lock)
+                raise RunExistsError(
+                    f"{what} Expected no other process to write it. Received: {holder}, which does. "
+                    "Wait for it, stop it, or pass another --out."
+                ) from error
+            except OSError as error:
+                self.report(f"{self.folder} cannot be locked ({error.strerror}): start nothing else on this run.")
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(lock), os.stat(self.folder / "lock")):
+                    break
+            os.close(lock)
+        os.ftruncate(lock, 0)
+        os.write(lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+        return lock
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def clear(self) -> None:
+        """Removes everything of the unfinished run; what is written from here on is a new one."""
+        _empty(self.folder, but="lock")
+        self.partial.mkdir()
+
     def write_text(self, name: str, text: str) -> None:
         """Writes one file whole."""
-        temporary = self.partial / f".{name}.tmp"
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, self.partial / name)
+        _write_text(self.partial / name, text)
+
+    def write_call(self, call: Mapping[str, Any]) -> None:
+        """Writes what was asked for, beside the run."""
+        _write_text(self.folder / "call.json", json.dumps(call, indent=2))
 
     def write_history(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Writes all rows of `history.csv` and `history.jsonl` anew."""
-        temporary = self.partial / ".history.csv.tmp"
-        with temporary.open("w", newline="", encoding="utf-8") as file:
-            names = dict.fromkeys(name for row in rows for name in row)
-            writer = csv.DictWriter(file, fieldnames=list(names), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-        os.replace(temporary, self.partial / "history.csv")
+        text = io.StringIO(newline="")
+        names = dict.fromkeys(name for row in rows for name in row)
+        writer = csv.DictWriter(text, fieldnames=list(names), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        self.write_text("history.csv", text.getvalue())
         self.write_text("history.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
     def finish(self) -> Path:
@@ -275,9 +417,8 @@ class RunWriter:
         """
         place, number = self.path, 1
         while True:
-            old = self.partial.with_suffix(".old")
             if self.overwrite and _is_run(place):
-                os.replace(place, old)
+                os.replace(place, self.folder / "old")
             try:
                 os.rename(self.partial, place)  # refuses a folder that is not empty
             except OSError:
@@ -286,9 +427,45 @@ class RunWriter:
                 number += 1
                 place = self.path.with_name(f"{self.path.name}-{number}")
                 continue
-            shutil.rmtree(old, ignore_errors=True)
+            self.discard()
             return place
+
+    def keep(self) -> str | None:
+        """Lets go of the run, so that it can be resumed, or removes it where there is nothing to resume from.
+
+        Returns:
+            What is left, in words; None for nothing.
+        """
+        has_model = (self.partial / "model.keras").is_file()
+        if self.checkpoints.is_dir() and any(not entry.name.startswith(".") for entry in self.checkpoints.iterdir()):
+            self._release()
+            model = f" (the trained model: {self.partial / 'model.keras'})" if has_model else ""
+            return f"continue it with --resume {shlex.quote(str(self.path))}{model}"
+        if has_model:
+            self._release()
+            return f"the trained model is kept in {self.partial}"
+        self.discard()
+        return None
 
     def discard(self) -> None:
         """Removes what was written."""
-        shutil.rmtree(self.partial, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            _empty(self.folder, but="lock")
+            (self.folder / "lock").unlink()  # last: until then, nobody else begins here
+            self.folder.rmdir()
+        self._release()
+
+
+def _empty(folder: Path, *, but: str = "") -> None:
+    """Removes what lies in a folder, but for one name."""
+    for entry in [*folder.iterdir()]:
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        elif entry.name != but:
+            entry.unlink()
+
+
+def _write_text(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)

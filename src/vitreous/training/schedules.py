@@ -2,6 +2,8 @@
 
 import math
 
+from vitreous.training.recipe import OptimizerConfig
+
 
 def learning_rate(progress: float, *, peak: float, warmup_fraction: float, final_fraction: float) -> float:
     """Returns the learning rate: a straight warm-up, then half a cosine.
@@ -18,6 +20,26 @@ def learning_rate(progress: float, *, peak: float, warmup_fraction: float, final
         return peak * progress / warmup_fraction
     along = (min(progress, 1.0) - warmup_fraction) / (1 - warmup_fraction)
     return peak * (final_fraction + (1 - final_fraction) * (1 + math.cos(math.pi * along)) / 2)
+
+
+def learning_rates(progress: float, config: OptimizerConfig) -> tuple[float, float]:
+    """Returns the learning rates of the head and of everything else.
+
+    Args:
+        progress: Share of training done, in [0, 1].
+        config: The schedule. With a `head_first_fraction`, the head learns alone at first, at `head_first_rate`, and
+            the schedule of all follows it; where the head alone is trained anyway, there is no such part.
+    """
+    alone = 0.0 if config.trained == "head" else config.head_first_fraction
+    if progress < alone:
+        return config.head_first_rate, 0.0
+    rate = learning_rate(
+        (progress - alone) / (1 - alone),
+        peak=config.learning_rate,
+        warmup_fraction=config.warmup_fraction,
+        final_fraction=config.final_fraction,
+    )
+    return rate, rate
 
 
 def average_decay(step: int, progress: float, *, horizon_fraction: float) -> float:

@@ -7,10 +7,14 @@
     weights  = optimizer(gradients of the loss)
     average += (1 - decay) * (weights - average)
 
+A `DistillationLoss` has a teacher, which is asked for the same images first, outside the gradient. Low-rank updates of
+weights enter the average merged with what they update.
+
 A batch may be worked off in parts that fit into memory; the step is that of the whole batch. The average lives in a
 second model of the same architecture, so that it can be evaluated and saved like any model.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -19,9 +23,10 @@ from keras import ops
 
 from vitreous.backend import use_compile_cache
 from vitreous.data import Batch
-from vitreous.errors import ConfigError
+from vitreous.errors import ConfigError, RunError
 from vitreous.model import VisionTransformer, normalize_images
 from vitreous.spec import InputSpec
+from vitreous.training.distillation import DistillationLoss
 from vitreous.training.losses import Loss
 from vitreous.training.optimizer import Optimizer
 
@@ -31,15 +36,17 @@ class Step:
 
     Args:
         model: The model that gradients move.
-        average: A second model of the same architecture, for the averaged weights; it starts as a copy.
+        average: A second model of the same architecture, for the averaged weights; it starts as a copy. Where `model`
+            has low-rank updates, this one has none.
         optimizer: From `create_optimizer(model, ...)`.
         input_spec: How images are normalised.
-        loss: What to make small.
+        loss: What to make small: a `Loss`, or a `DistillationLoss`.
         num_parts: Parts that a batch is worked off in; must divide the batch size.
 
     Call arguments:
         batch: A `Batch` of uint8 images.
         learning_rate: For this step.
+        body_rate: The same for all weights but those of heads. Default: `learning_rate`.
         decay: Of the averaged weights, in [0, 1).
 
     Returns:
@@ -54,7 +61,7 @@ class Step:
         optimizer: Optimizer,
         *,
         input_spec: InputSpec,
-        loss: Loss,
+        loss: Loss | DistillationLoss,
         num_parts: int = 1,
     ):
         self.model = model
@@ -63,20 +70,95 @@ class Step:
         self.input_spec = input_spec
         self.loss = loss
         self.num_parts = num_parts
-        average.set_weights(model.get_weights())
-        for mine, theirs in zip(average.variables, model.variables, strict=True):
-            mine.trainable = theirs.trainable
+        self.teacher = loss.teacher if isinstance(loss, DistillationLoss) else None
+        self.heads = {"return_heads": True} if self.teacher else {}
+        self.follow()
         self.setup()
+
+    def follow(self) -> None:
+        """Makes the average a copy of the model, and notes which weights each of its own follows."""
+        updates = self.optimizer.updates
+        thin = {id(variable) for update in updates for variable in (update.down, update.up)}
+        copied = [variable for variable in self.model.weights if id(variable) not in thin]
+        for mine, theirs in zip(self.average.weights, copied, strict=True):
+            mine.assign(theirs)
+        updated = {id(update.kernel): i for i, update in enumerate(updates)}
+        places = {id(variable): i for i, variable in enumerate(self.model.trainable_variables)}
+        self.followed: list[int | tuple[int, int, int]] = []
+        variables = [variable for variable in self.model.variables if id(variable) not in thin]
+        for mine, theirs in zip(self.average.variables, variables, strict=True):
+            mine.trainable = theirs.trainable or id(theirs) in updated
+            if (i := updated.get(id(theirs))) is not None:
+                self.followed.append((i, places[id(updates[i].down)], places[id(updates[i].up)]))
+            elif theirs.trainable:
+                self.followed.append(places[id(theirs)])
+
+    def merge(self, weights: list[Any], kernels: list[Any]) -> list[Any]:
+        """Returns what the average's trainable variables follow: weights, and matrices with their updates.
+
+        Args:
+            weights: Of the model, as its `trainable_variables`.
+            kernels: The matrices under the optimizer's updates, in the order of those.
+        """
+        merged = []
+        for place in self.followed:
+            if isinstance(place, int):
+                merged.append(weights[place])
+            else:
+                i, down, up = place
+                merged.append(self.optimizer.updates[i].merge(kernels[i], weights[down], weights[up]))
+        return merged
 
     def setup(self) -> None:
         """Compiles what the backend compiles."""
 
-    def __call__(self, batch: Batch, *, learning_rate: float, decay: float) -> tuple[Any, Any]:
+    def __call__(
+        self, batch: Batch, *, learning_rate: float, decay: float, body_rate: float | None = None
+    ) -> tuple[Any, Any]:
         """Trains on one batch."""
         raise NotImplementedError
 
     def synchronize(self) -> None:
         """Puts the state of training into the Keras variables of model, average and optimizer."""
+
+    def take(self) -> None:
+        """Takes the state of training from the Keras variables: the way back from `synchronize`."""
+
+    def snapshot(self) -> dict[str, Any]:
+        """Returns all that training has changed, by name: arrays that the next steps leave alone."""
+        self.synchronize()
+        if keras.backend.backend() == "jax":  # jax never writes into an array; reading it may wait for later
+            return {name: variable.value for name, variable in self._named().items()}
+        return {name: np.array(ops.convert_to_numpy(variable.value)) for name, variable in self._named().items()}
+
+    def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Puts the arrays of a `snapshot` back.
+
+        Raises:
+            RunError: If they are of another model or optimiser.
+        """
+        variables = {_place(name): variable for name, variable in self._named().items()}
+        values = {_place(name): array for name, array in arrays.items()}
+        for place in dict.fromkeys([*variables, *values]):
+            expected = tuple(variables[place].shape) if place in variables else None
+            received = values[place].shape if place in values else None
+            if expected != received:
+                raise RunError(
+                    f"Cannot restore the state of training. Expected {place} of shape {expected}. "
+                    f"Received: shape={received}. The checkpoint is of another model, or of another vitreous."
+                )
+        for place, variable in variables.items():
+            variable.assign(values[place])
+        self.take()
+
+    def _named(self) -> dict[str, Any]:
+        """Returns the variables under a name to save each by: part, place, and path for whoever looks into the file."""
+        parts = {"model": self.model.variables, "slots": self.optimizer.slots, "average": self.average.variables}
+        return {
+            f"{part}/{place:04d}/{variable.path}": variable
+            for part, variables in parts.items()
+            for place, variable in enumerate(variables)
+        }
 
     def split(self, batch: Batch) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Returns images, labels and mask of each part of a batch.
@@ -92,9 +174,17 @@ class Step:
         arrays = batch.images, batch.labels, batch.mask.astype("float32")
         return list(zip(*(np.split(array, self.num_parts) for array in arrays), strict=True))
 
-    def forward(self, images: Any, labels: Any, mask: Any) -> tuple[Any, Any, Any]:
-        """Returns what the loss does, in training mode."""
-        return self.loss(self.model(normalize_images(images, self.input_spec), training=True), labels, mask)
+    def forward(self, images: Any, labels: Any, mask: Any, *answers: Any) -> tuple[Any, Any, Any]:
+        """Returns what the loss does, in training mode.
+
+        Args:
+            images: (B, H, W, C).
+            labels: As for `Loss`.
+            mask: As for `Loss`.
+            *answers: The teacher's, where there is one.
+        """
+        inputs = normalize_images(images, self.input_spec)
+        return self.loss(self.model(inputs, training=True, **self.heads), labels, mask, *answers)
 
 
 class JaxStep(Step):
@@ -105,20 +195,31 @@ class JaxStep(Step):
         import jax
 
         use_compile_cache()
-        model, optimizer = self.model, self.optimizer
+        model, optimizer, teacher = self.model, self.optimizer, self.teacher
+        places = {id(variable): i for i, variable in enumerate(model.non_trainable_variables)}
+        updated = [places[id(update.kernel)] for update in optimizer.updates]
 
-        def objective(weights: Any, other: Any, part: Any) -> Any:
+        def ask(knowledge: Any, images: Any) -> tuple[Any, ...]:
+            if teacher is None:
+                return ()
+            logits, _ = teacher.model.stateless_call(*knowledge, teacher.prepare(images), training=False)
+            return (teacher.arrange(logits),)
+
+        def objective(weights: Any, other: Any, part: Any, answers: Any) -> Any:
             images, labels, mask = part
-            logits, other = model.stateless_call(
-                weights, other, normalize_images(images, self.input_spec), training=True
-            )
-            total, weight, correct = self.loss(logits, labels, mask)
+            inputs = normalize_images(images, self.input_spec)
+            logits, other = model.stateless_call(weights, other, inputs, training=True, **self.heads)
+            total, weight, correct = self.loss(logits, labels, mask, *answers)
             return total, (other, total, weight, correct)
 
-        differentiate = jax.grad(objective, has_aux=True)
+        gradient_of = jax.grad(objective, has_aux=True)
 
-        def step(state: Any, parts: Any, learning_rate: Any, decay: Any) -> Any:
+        def step(state: Any, parts: Any, rates: Any, decay: Any, knowledge: Any) -> Any:
             weights, other, slots, average = state
+
+            def differentiate(weights: Any, other: Any, part: Any) -> Any:
+                return gradient_of(weights, other, part, ask(knowledge, part[0]))
+
             if self.num_parts == 1:
                 gradients, (other, total, weight, correct) = differentiate(weights, other, [x[0] for x in parts])
             else:
@@ -134,12 +235,22 @@ class JaxStep(Step):
                 gradients, other, total, weight, correct = carry
             weight = jax.numpy.maximum(weight, 1e-12)
             gradients = [gradient / weight for gradient in gradients]
-            weights, slots = optimizer.apply(gradients, weights, slots, learning_rate)
-            average = [a + (1 - decay) * (w - a) for a, w in zip(average, weights, strict=True)]
+            weights, slots = optimizer.apply(gradients, weights, slots, *rates)
+            merged = self.merge(weights, [other[place] for place in updated])
+            average = [a + (1 - decay) * (w - a) for a, w in zip(average, merged, strict=True)]
             return (weights, other, slots, average), total / weight, correct
 
         self.step = jax.jit(step, donate_argnums=0)
-        # Copies: a donated buffer must not be a Keras variable's own.
+        self.knowledge = teacher and [
+            [v.value for v in variables]
+            for variables in (teacher.model.trainable_variables, teacher.model.non_trainable_variables)
+        ]
+        self.take()
+
+    def take(self) -> None:
+        """Copies the state out of the Keras variables: a donated buffer must not be a variable's own."""
+        import jax
+
         self.state = jax.tree.map(lambda v: jax.numpy.array(v.value), self._variables())
 
     def _variables(self) -> tuple[list[Any], ...]:
@@ -150,10 +261,13 @@ class JaxStep(Step):
             self.average.trainable_variables,
         )
 
-    def __call__(self, batch: Batch, *, learning_rate: float, decay: float) -> tuple[Any, Any]:
+    def __call__(
+        self, batch: Batch, *, learning_rate: float, decay: float, body_rate: float | None = None
+    ) -> tuple[Any, Any]:
         """Trains on one batch."""
         parts = [np.stack(arrays) for arrays in zip(*self.split(batch), strict=True)]  # (num_parts, B / num_parts, ...)
-        self.state, loss, correct = self.step(self.state, parts, np.float32(learning_rate), np.float32(decay))
+        rates = [np.float32(learning_rate if rate is None else rate) for rate in (learning_rate, body_rate)]
+        self.state, loss, correct = self.step(self.state, parts, rates, np.float32(decay), self.knowledge)
         return loss, correct
 
     def synchronize(self) -> None:
@@ -176,13 +290,20 @@ class TorchStep(Step):
         self.weights = [v.value for v in self.model.trainable_variables]
         self.slots = [v.value for v in self.optimizer.slots]
         self.averages = [v.value.detach() for v in self.average.trainable_variables]
+        self.kernels = [update.kernel.value.detach() for update in self.optimizer.updates]
 
-    def __call__(self, batch: Batch, *, learning_rate: float, decay: float) -> tuple[Any, Any]:
+    def __call__(
+        self, batch: Batch, *, learning_rate: float, decay: float, body_rate: float | None = None
+    ) -> tuple[Any, Any]:
         """Trains on one batch."""
         gradients: list[Any] = []
         sums: list[Any] = []
         for part in self.split(batch):
-            total, *counts = self.forward(*(ops.convert_to_tensor(array) for array in part))
+            tensors = [ops.convert_to_tensor(array) for array in part]
+            if self.teacher is not None:
+                with self.torch.no_grad():
+                    tensors.append(self.teacher(tensors[0]))
+            total, *counts = self.forward(*tensors)
             more = self.torch.autograd.grad(total, self.weights)
             added = [total.detach(), *counts]
             gradients = self.torch._foreach_add(gradients, more) if gradients else list(more)
@@ -191,8 +312,9 @@ class TorchStep(Step):
             total, weight, correct = sums
             weight = weight.clamp(min=1e-12)
             self.torch._foreach_div_(gradients, weight)
-            self.optimizer.apply(gradients, self.weights, self.slots, learning_rate)
-            self.torch._foreach_lerp_(self.averages, [w.detach() for w in self.weights], 1 - decay)
+            self.optimizer.apply(gradients, self.weights, self.slots, learning_rate, body_rate)
+            merged = self.merge([w.detach() for w in self.weights], self.kernels)
+            self.torch._foreach_lerp_(self.averages, merged, 1 - decay)
             return total / weight, correct
 
 
@@ -206,12 +328,13 @@ class TensorFlowStep(Step):
         weights, averages = self.model.trainable_variables, self.average.trainable_variables
         slots = self.optimizer.slots
 
-        def step(parts: Any, learning_rate: Any, decay: Any) -> tuple[Any, Any]:
+        def step(parts: Any, rates: Any, decay: Any) -> tuple[Any, Any]:
             gradients: list[Any] = []
             sums = [0.0, 0.0, 0.0]
             for part in parts:
+                answers = [] if self.teacher is None else [self.teacher(part[0])]
                 with tf.GradientTape() as tape:
-                    total, *counts = self.forward(*part)
+                    total, *counts = self.forward(*part, *answers)
                 more = tape.gradient(total, [weight.value for weight in weights])
                 gradients = [a + b for a, b in zip(gradients, more, strict=True)] if gradients else more
                 sums = [a + b for a, b in zip(sums, (total, *counts), strict=True)]
@@ -221,21 +344,30 @@ class TensorFlowStep(Step):
                 [gradient / weight for gradient in gradients],
                 [tf.convert_to_tensor(weight.value) for weight in weights],
                 [tf.convert_to_tensor(slot.value) for slot in slots],
-                learning_rate,
+                *rates,
             )
             for variable, value in zip((*weights, *slots), (*moved, *kept), strict=True):
                 variable.assign(value)
-            for average, value in zip(averages, moved, strict=True):
+            kernels = [tf.convert_to_tensor(update.kernel.value) for update in self.optimizer.updates]
+            for average, value in zip(averages, self.merge(moved, kernels), strict=True):
                 average.assign(average + (1 - decay) * (value - average))
             return total / weight, correct
 
         self.step = tf.function(step, jit_compile=True)
         self.constant = tf.constant
 
-    def __call__(self, batch: Batch, *, learning_rate: float, decay: float) -> tuple[Any, Any]:
+    def __call__(
+        self, batch: Batch, *, learning_rate: float, decay: float, body_rate: float | None = None
+    ) -> tuple[Any, Any]:
         """Trains on one batch."""
         parts = [[self.constant(array) for array in part] for part in self.split(batch)]
-        return self.step(parts, self.constant(learning_rate, "float32"), self.constant(decay, "float32"))
+        rates = [learning_rate if rate is None else rate for rate in (learning_rate, body_rate)]
+        return self.step(parts, [self.constant(rate, "float32") for rate in rates], self.constant(decay, "float32"))
+
+
+def _place(name: str) -> str:
+    """Returns part and place of a saved name; paths differ between processes, since Keras counts layers."""
+    return "/".join(name.split("/")[:2])
 
 
 def create_step(*args: Any, **kwargs: Any) -> Step:

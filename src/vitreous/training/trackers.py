@@ -19,7 +19,6 @@ from typing import Any
 
 from vitreous.errors import MissingDependencyError, UnknownNameError
 from vitreous.training.progress import Reporter
-from vitreous.training.run import RunWriter
 
 _PICTURES = ("curves", "confusion", "labels", "predictions", "augmented", "patches", "reconstruction")
 _FINISH_SECONDS = 60.0  # to wait for a tracker after training
@@ -329,11 +328,13 @@ class Trackers:
             )
 
 
-def follow_rows(writer: RunWriter, trackers: Trackers) -> Callable[[list[dict[str, Any]]], None]:
-    """Returns what `fit` calls after each row: all rows to the run's files, the new one to the trackers."""
+def follow_rows(
+    write: Callable[[list[dict[str, Any]]], None], trackers: Trackers
+) -> Callable[[list[dict[str, Any]]], None]:
+    """Returns what `fit` calls after each row: all rows to the run's files, by `write`, the new one to the trackers."""
 
     def on_row(rows: list[dict[str, Any]]) -> None:
-        writer.write_history(rows)
+        write(rows)
         trackers.log(rows[-1])
 
     return on_row

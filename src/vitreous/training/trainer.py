@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,14 +20,16 @@ from vitreous.model import VisionTransformer
 from vitreous.registry import count_parameters
 from vitreous.spec import ModelSpec
 from vitreous.training.batch_search import find_batch_size, scale_learning_rate
+from vitreous.training.checkpoint import Checkpoints
+from vitreous.training.distillation import DistillationLoss, load_teacher
 from vitreous.training.fit import History, Interrupt, fit
-from vitreous.training.losses import create_loss
+from vitreous.training.losses import Loss
 from vitreous.training.optimizer import create_optimizer
 from vitreous.training.planning import (
     CONFIG_HEAD,
+    check_start,
     describe_run,
     fit_to_images,
-    free_path,
     is_rate_given,
     pretrained_start,
     random_start,
@@ -35,12 +38,14 @@ from vitreous.training.planning import (
     split_options,
     take_auto_batch,
     training_loader,
+    training_loss,
     without_none,
 )
 from vitreous.training.progress import Reporter
 from vitreous.training.recipe import Recipe
 from vitreous.training.results import create_evaluate, describe_results, draw_run, evaluation_loader, measure_run
-from vitreous.training.run import Run, RunWriter, load_run
+from vitreous.training.resume import batch_of, describe_call, open_checkpoints, open_writer, unfinished
+from vitreous.training.run import Resume, Run, RunWriter, load_run
 from vitreous.training.trackers import Tracker, Trackers, follow_rows
 
 
@@ -50,13 +55,17 @@ def train(
     out: str | Path | None = None,
     recipe: str | Path | Recipe | None = None,
     pretrained: str | Path | None = None,
+    teacher: str | Path | None = None,
     seed: int = 0,
     overwrite: bool = False,
+    resume: Resume = "auto",
     reporter: Reporter | None = None,
     track: str | Tracker | Sequence[str | Tracker] = (),
     **changes: Any,
 ) -> Run:
     """Trains a classifier on labelled images and leaves a run folder.
+
+    The state of training is saved now and then (`checkpoint_every`): after a crash, the same call goes on from there.
 
     Args:
         data: A source as for `load_dataset`: a folder with one folder a class (with or without train/ and val/ or
@@ -65,8 +74,13 @@ def train(
         recipe: A recipe, its name, or a TOML file. Default: chosen from the data.
         pretrained: Weights to start from, as `import_weights` takes them: a local file or folder, `timm/NAME.TAG`,
             `hf:OWNER/NAME`. The model and its input are theirs; the head is fresh. Default: random weights.
+        teacher: A trained model to learn from beside the labels, as `recipe.distillation` says: a run folder, or what
+            `import_weights` takes. It must have the data's classes; it sees the same augmented images.
         seed: Decides splits, first weights, order and augmentation.
-        overwrite: Whether a run at `out` may be replaced (once the new one is whole).
+        overwrite: Whether a run at `out` may be replaced (once the new one is whole); an unfinished one that was begun
+            with other options or data then gives way too.
+        resume: What is done about an unfinished run at `out`, as a crash leaves it: `"auto"` continues it, `"only"`
+            does nothing else, `"never"` removes it and starts anew.
         reporter: Where progress is shown. Default: nowhere.
         track: What follows the run beside its own files: `"tensorboard"`, `"mlflow"`, `"wandb"`, or a `Tracker`; one or
             several.
@@ -81,9 +95,11 @@ def train(
     Raises:
         DataError: If the data cannot be used.
         ConfigError: If an option cannot work.
-        RunExistsError: If a run lies at `out` and `overwrite` is False.
+        RunExistsError: If a run lies at `out` and `overwrite` is False, or another process is writing it.
+        RunError: If the run cannot be written; its last checkpoint is kept.
         TrainingError: If the loss is no longer finite.
-        WeightsError: If `pretrained` cannot be imported.
+        WeightsError: If `pretrained` or `teacher` cannot be imported.
+        RunError: If `teacher` is a run that is not whole, or has no classes.
         MissingDependencyError: If the package of a tracker is not installed.
 
     Example:
@@ -93,12 +109,14 @@ def train(
     print(run.metrics["test"]["accuracy"])
     ```
     """
+    call = {name: value for name, value in locals().items() if name != "changes"} | changes
     reporter = reporter or Reporter()
     trackers = Trackers(track, reporter)
     split, changes = split_options(data, seed, changes)
     is_auto, changes = take_auto_batch(changes)
     dataset = data if isinstance(data, Dataset) else load_dataset(data, **split)
     recipe_name, settled = settle_recipe(recipe or ("finetune" if pretrained else None), dataset, changes)
+    check_start(settled, changes, has_weights=pretrained is not None, has_teacher=teacher is not None)
     if pretrained is None:
         spec, weights = random_start(settled, len(dataset.class_names)), None
     else:
@@ -107,7 +125,9 @@ def train(
     train_images = dataset.splits["train"]
     policy = select_precision(settled.precision, keras.backend.backend())
     if is_auto:
-        settled = _settle_batch(settled, spec, dataset, policy, reporter, is_rate_given=is_rate_given(changes))
+        has_rate = is_rate_given(changes)
+        before = batch_of(out, resume, settled, is_rate_given=has_rate)
+        settled = before or _settle_batch(settled, spec, dataset, policy, reporter, is_rate_given=has_rate)
     settled = fit_to_images(settled, len(train_images))
     loader = training_loader(
         train_images, spec.input, settled, reporter, seed=seed, num_classes=len(dataset.class_names)
@@ -117,20 +137,27 @@ def train(
             "Cannot stop early. Expected validation images beside patience_epochs. "
             f"Received: patience_epochs={settled.patience_epochs}, and no val split. Pass a val_fraction above 0."
         )
-    writer = RunWriter(out or free_path(dataset.name), overwrite=overwrite)
+    labels_loss = training_loss(train_images, settled, len(dataset.class_names))
+    loss: Loss | DistillationLoss = labels_loss
+    if teacher is not None:
+        channels = spec.config.num_channels
+        asked = load_teacher(teacher, dataset, num_channels=channels, dtype=policy, reporter=reporter)
+        loss = DistillationLoss(labels_loss, settled.distillation, asked)
     with Interrupt() as interrupt:
-        try:
-            plan = (recipe_name, settled, spec, weights, split, policy)
-            _train(reporter, trackers, interrupt, writer, dataset, loader, *plan)
-        except BaseException:
-            reporter.close()
-            trackers.fail()
-            if (writer.partial / "model.keras").is_file():
-                reporter.warn(f"The run was not finished; the trained model is kept in {writer.partial}.")
-            else:
-                writer.discard()
-            raise
-        return load_run(writer.finish())
+        writer = open_writer(out, dataset.name, overwrite=overwrite, resume=resume, reporter=reporter)
+        with unfinished(writer, reporter, trackers):
+            config = describe_run(dataset, recipe_name, settled, spec, split, policy)
+            if pretrained is not None:
+                config["pretrained"] = str(pretrained)
+            if isinstance(loss, DistillationLoss):
+                config["teacher"] = loss.teacher.name
+            checkpoints, config = open_checkpoints(writer, config, settled, resume=resume, reporter=reporter)
+            writer.write_call(describe_call("train", call))
+            with checkpoints:
+                plan = (dataset, loader, settled, spec, weights, loss, config)
+                _train(reporter, trackers, interrupt, writer, checkpoints, *plan)
+            place = writer.finish()
+    return load_run(place)
 
 
 def _settle_batch(
@@ -147,7 +174,7 @@ def _settle_batch(
         create,
         recipe=recipe,
         input_spec=spec.input,
-        loss=create_loss(images, num_classes, balance=recipe.balance),
+        loss=training_loss(images, recipe, num_classes),
         num_targets=num_classes if images.is_multi_label or recipe.augment.has_mixing else None,
         num_images=len(images),
         reporter=reporter,
@@ -162,25 +189,30 @@ def _train(
     trackers: Trackers,
     interrupt: Interrupt,
     writer: RunWriter,
+    checkpoints: Checkpoints,
     dataset: Dataset,
     loader: Loader,
-    recipe_name: str,
     settled: Recipe,
     spec: ModelSpec,
     weights: list[np.ndarray] | None,
-    split: dict[str, Any],
-    policy: str,
+    loss: Loss | DistillationLoss,
+    config: dict[str, Any],
 ) -> None:
     """Trains, saves, measures and draws into `writer`'s folder."""
-    say_plan(reporter, dataset, recipe_name, settled, spec, policy)
+    policy = config["versions"]["policy"]
+    say_plan(reporter, dataset, config["recipe_name"], settled, spec, policy)
     state = random.getstate()
-    random.seed(split["seed"])  # Keras draws the seeds of its layers here; its own set_random_seed loads TensorFlow
+    random.seed(config["seed"])  # Keras draws the seeds of its layers here; its own set_random_seed loads TensorFlow
     model = VisionTransformer(spec.config, name=spec.name, dtype=policy)
     average = VisionTransformer(spec.config, name=spec.name, dtype=policy)
     random.setstate(state)
     if weights is not None:
         model.set_weights(weights)
-    config = describe_run(dataset, recipe_name, settled, spec, split, policy)
+    optimizer = create_optimizer(model, settled.optimizer, seed=config["seed"])
+    num_trained = sum(math.prod(variable.shape) for variable in optimizer.variables)
+    if settled.optimizer.trained != "all":
+        whole = count_parameters(spec.config)
+        reporter.note(f"Trained  {num_trained:,} weights ({settled.optimizer.trained}) of a model of {whole:,}")
     writer.write_text("config.toml", CONFIG_HEAD + tomli_w.dumps(without_none(config)))
     trackers.start(writer.path, config)
     evaluate_batch = min(settled.batch_size * 2, 256)
@@ -191,23 +223,18 @@ def _train(
         settled.augment,
         out=writer.partial / "augmented.png",
         class_names=dataset.class_names,
-        seed=split["seed"],
+        seed=config["seed"],
     )
     loader.cache_folder = writer.partial
-    classes, train_images = dataset.class_names, dataset.splits["train"]
+    classes = dataset.class_names
     history = fit(
         model,
         average,
         loader,
-        optimizer=create_optimizer(model, settled.optimizer),
+        optimizer=optimizer,
         input_spec=spec.input,
         config=settled.optimizer,
-        loss=create_loss(
-            train_images,
-            len(classes),
-            balance=settled.balance,
-            label_smoothing=settled.optimizer.label_smoothing,
-        ),
+        loss=loss,
         evaluate=None if val is None else create_evaluate(average, val, spec.input, classes),
         num_epochs=settled.epochs,
         budget_seconds=settled.budget_seconds,
@@ -215,8 +242,11 @@ def _train(
         patience_epochs=settled.patience_epochs,
         reporter=reporter,
         interrupt=interrupt,
-        on_row=follow_rows(writer, trackers),
+        on_row=follow_rows(lambda rows: checkpoints.attempt("history", lambda: writer.write_history(rows)), trackers),
+        checkpoints=checkpoints,
+        on_nan=settled.on_nan,
     )
+    writer.write_history(history.rows)
     loader.close()
     if history.best_weights is not None:
         _keep_both(average, history, settled, spec, writer.partial, reporter)
@@ -237,7 +267,9 @@ def _train(
         "num_steps": history.num_steps,
         "num_images_seen": history.num_images,
         "num_parameters": count_parameters(spec.config),
+        "num_trained": num_trained,
         "is_interrupted": history.is_interrupted,
+        "recoveries": history.recoveries,
         "broken_files": broken,
         "num_replaced": loader.num_replaced,
     }

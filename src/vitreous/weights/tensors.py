@@ -22,7 +22,7 @@ MAX_HEADER_BYTES = 100 * 2**20  # the limit of the safetensors library
 MAX_AXES = 8
 
 # safetensors' names of types; bfloat16 is read as uint16 and widened
-_DTYPES = {
+DTYPES = {
     "F64": "<f8",
     "F32": "<f4",
     "F16": "<f2",
@@ -31,13 +31,18 @@ _DTYPES = {
     "I32": "<i4",
     "I16": "<i2",
     "I8": "|i1",
+    "U64": "<u8",
+    "U32": "<u4",
+    "U16": "<u2",
     "U8": "|u1",
     "BOOL": "|b1",
 }
 
 
 class Entry(NamedTuple):
-    """One tensor of a file: its shape, its type as the file calls it, and how to get its values as float32."""
+    """One tensor of a file: its shape, its type as the file calls it, and how to get its values, as float32 unless it
+    was asked for otherwise.
+    """
 
     shape: tuple[int, ...]
     dtype: str
@@ -60,8 +65,12 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def read_safetensors(path: Path) -> dict[str, Entry]:
+def read_safetensors(path: Path, *, is_exact: bool = False) -> dict[str, Entry]:
     """Returns the tensors of a safetensors file; values are read from disk when asked for.
+
+    Args:
+        path: The file.
+        is_exact: Whether values keep their type (bfloat16: as the 16 bits), instead of becoming float32.
 
     Raises:
         WeightsError: If the file is damaged, too short, or its header is not what the format allows.
@@ -80,13 +89,13 @@ def read_safetensors(path: Path) -> dict[str, Entry]:
             entries = {}
             for name, item in header.items():
                 dtype, shape, (begin, end) = item["dtype"], tuple(item["shape"]), item["data_offsets"]
-                if dtype not in _DTYPES:
-                    raise _refuse(path, f"types {', '.join(_DTYPES)}", f"{name} of type {dtype}", "Convert it first.")
+                if dtype not in DTYPES:
+                    raise _refuse(path, f"types {', '.join(DTYPES)}", f"{name} of type {dtype}", "Convert it first.")
                 if not all(isinstance(x, int) and x >= 0 for x in (*shape, begin, end)) or len(shape) > MAX_AXES:
                     raise ValueError(f"{name} has shape {shape} at {begin, end}")
-                if end > size - 8 - length or end - begin != math.prod(shape) * np.dtype(_DTYPES[dtype]).itemsize:
+                if end > size - 8 - length or end - begin != math.prod(shape) * np.dtype(DTYPES[dtype]).itemsize:
                     raise ValueError(f"{name} of shape {shape} and type {dtype} lies at bytes {begin} to {end}")
-                entries[name] = Entry(shape, dtype, _safetensor(path, dtype, shape, 8 + length + begin))
+                entries[name] = Entry(shape, dtype, _safetensor(path, dtype, shape, 8 + length + begin, is_exact))
         except WeightsError:
             raise
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -94,9 +103,13 @@ def read_safetensors(path: Path) -> dict[str, Entry]:
     return entries
 
 
-def _safetensor(path: Path, dtype: str, shape: tuple[int, ...], offset: int) -> Callable[[], np.ndarray]:
+def _safetensor(
+    path: Path, dtype: str, shape: tuple[int, ...], offset: int, is_exact: bool
+) -> Callable[[], np.ndarray]:
     def read() -> np.ndarray:
-        values = np.fromfile(path, _DTYPES[dtype], math.prod(shape), offset=offset).reshape(shape)
+        values = np.fromfile(path, DTYPES[dtype], math.prod(shape), offset=offset).reshape(shape)
+        if is_exact:
+            return values
         return widen_bfloat16(values) if dtype == "BF16" else values.astype("float32", copy=False)
 
     return read

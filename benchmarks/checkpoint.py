@@ -1,0 +1,103 @@
+"""What do checkpoints cost training?
+
+Two measures, on noise: the time for which a save holds up the loop (the copy of the state), and by how much the steps
+slow down that run while a save is being written. Both for one save, as a share of the default interval.
+
+    python benchmarks/checkpoint.py --model vit_tiny_patch16_224 --batch-size 8
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="vit_tiny_patch16_224")
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=30, help="between two saves")
+    parser.add_argument("--saves", type=int, default=3)
+    parser.add_argument("--out", help="folder on the disk to measure; default: for temporary files")
+    arguments = parser.parse_args()
+    import keras
+
+    from vitreous.data import Batch
+    from vitreous.model import create_model
+    from vitreous.spec import InputSpec
+    from vitreous.training.checkpoint import Checkpoints
+    from vitreous.training.losses import Loss
+    from vitreous.training.optimizer import create_optimizer
+    from vitreous.training.recipe import Interval, OptimizerConfig, Recipe, parse_interval
+    from vitreous.training.step import create_step
+
+    model, average = (create_model(arguments.model, num_classes=10) for _ in range(2))
+    size, rng = model.config.image_size, np.random.default_rng(0)
+    images = rng.integers(0, 256, (arguments.batch_size, *size, 3), "uint8")
+    ones = np.ones(arguments.batch_size, bool)
+    batch = Batch(images, rng.integers(0, 10, arguments.batch_size).astype("int32"), ones, np.arange(len(ones)))
+    step = create_step(
+        model,
+        average,
+        create_optimizer(model, OptimizerConfig()),
+        input_spec=InputSpec(image_size=size),
+        loss=Loss(10),
+    )
+
+    def take_step() -> float:
+        start = time.perf_counter()
+        loss, _ = step(batch, learning_rate=1e-4, decay=0.9)
+        float(loss)  # waits
+        return time.perf_counter() - start
+
+    take_step(), take_step()
+    plain, beside, held, written = [], [], [], []
+    with tempfile.TemporaryDirectory(dir=arguments.out) as folder:
+        checkpoints = Checkpoints(folder, interval=Interval())
+        for number in range(arguments.saves):
+            plain += [take_step() for _ in range(arguments.steps)]
+            start = time.perf_counter()
+            checkpoints.save({}, step.snapshot(), num_steps=number)
+            held.append(time.perf_counter() - start)
+            while checkpoints.is_writing:
+                beside.append(take_step())
+            written.append(time.perf_counter() - start)
+            checkpoints.wait()
+        num_bytes = sum(path.stat().st_size for path in max(Path(folder).iterdir()).iterdir())
+    usual = statistics.median(plain)
+    lost = sum(max(seconds - usual, 0) for seconds in beside) / arguments.saves
+    interval = parse_interval(Recipe().checkpoint_every).seconds or 0.0
+    share = (statistics.mean(held) + lost) / interval
+    print(f"{arguments.model}, {keras.backend.backend()}, batch {arguments.batch_size}")
+    print(
+        "| a save   | step (median) | save holds up the loop | until it is on the disk | steps lose meanwhile | share |"
+    )
+    print(
+        "|----------|---------------|------------------------|-------------------------|----------------------|-------|"
+    )
+    print(
+        f"| {num_bytes / 1e6:5.0f} MB | {usual * 1e3:10.1f} ms | {statistics.mean(held) * 1e3:19.1f} ms | "
+        f"{statistics.mean(written):21.2f} s | {lost * 1e3:17.1f} ms | {share:.2%} |"
+    )
+    result = {
+        "model": arguments.model,
+        "backend": keras.backend.backend(),
+        "num_bytes": num_bytes,
+        "step_seconds": usual,
+        "held_seconds": statistics.mean(held),
+        "written_seconds": statistics.mean(written),
+        "lost_seconds": lost,
+        "share_of_time": share,
+    }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

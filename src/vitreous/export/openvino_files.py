@@ -1,0 +1,69 @@
+"""Exports to OpenVINO, by way of the ONNX graph."""
+
+import contextlib
+import io
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from vitreous.errors import MissingDependencyError
+from vitreous.export.graph import INPUT
+from vitreous.export.parity import CheckImages
+from vitreous.export.record import KEY, ExportRecord
+from vitreous.export.runtimes import import_openvino
+
+HINTS = {"fp32": "f32", "fp16": "f32", "bf16": "bf16", "int8": "bf16"}
+"""What OpenVINO computes in. fp16 is how the weights are stored; in int8, bf16 is for what is not quantised."""
+
+
+def convert_to_openvino(model: Any) -> Any:
+    """Returns an ONNX model as an OpenVINO model."""
+    openvino = import_openvino()
+    converted = openvino.Core().read_model(model.SerializeToString())
+    converted.set_friendly_name("vitreous")
+    return converted
+
+
+def save_openvino(model: Any, path: Path, record: ExportRecord) -> None:
+    """Writes an OpenVINO model, `.xml` and `.bin`, with its metadata inside; weights of fp16 and bf16 take 2 bytes."""
+    model.set_rt_info(record.to_json(), [KEY])
+    import_openvino().save_model(model, path, compress_to_fp16=record.precision in ("fp16", "bf16"))
+
+
+def quantize_openvino(model: Any, images: CheckImages) -> Any:
+    """Returns an OpenVINO model in 8 bits, calibrated on images.
+
+    Args:
+        model: The model in fp32.
+        images: What to calibrate on; up to 300 are used.
+
+    Source: NNCF's post-training quantisation, https://github.com/openvinotoolkit/nncf, with its settings for
+    transformers.
+    """
+    os.environ.setdefault("NNCF_CI", "1")  # else it sends a note on each call to Intel
+    with _quiet():
+        try:
+            import nncf
+        except ImportError as error:
+            raise MissingDependencyError("nncf", "int8", "An export to OpenVINO in int8") from error
+        dataset = nncf.Dataset(list(images.batches(1))[:300], lambda batch: {INPUT: batch})
+        return nncf.quantize(
+            model,
+            dataset,
+            model_type=nncf.ModelType.TRANSFORMER,
+            subset_size=min(300, len(images.images)),
+        )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps progress bars and notes of nncf from the terminal."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)
