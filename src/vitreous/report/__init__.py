@@ -1,5 +1,6 @@
-"""Pages to read: self-contained HTML, without scripts, from nowhere else."""
+"""Pages to read: self-contained HTML, which loads nothing from elsewhere."""
 
 from vitreous.report.inspection import render_inspection
+from vitreous.report.look import render_look
 
-__all__ = ["render_inspection"]
+__all__ = ["render_inspection", "render_look"]
