@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import schemathesis
 import tritonclient.http
+from browser import Browser, find_chromium
 from hypothesis import HealthCheck, given, settings
 from PIL import Image
 from schemathesis.specs.openapi.checks import positive_data_acceptance
@@ -304,6 +305,23 @@ def test_the_page_and_its_parts(client):
     assert len(parts) >= 2
     for part in parts:
         assert client.get(f"/{part}").headers["content-type"].startswith(("text/css", "text/javascript"))
+
+
+@pytest.mark.skipif(find_chromium() is None, reason="no Chromium is installed")
+def test_the_page_works_in_a_browser(address, tmp_path):
+    (tmp_path / "photo.png").write_bytes(PNG)
+    with Browser(tmp_path / "profile") as browser:
+        tab = browser.open(f"{address}/")
+        tab.wait("document.querySelectorAll('#examples button').length == 2")
+        tab.drop("#drop", tmp_path / "photo.png")
+        tab.wait("!document.getElementById('walk').hidden && document.getElementById('status').hidden")
+        assert tab.text("#verdict").startswith(CLASSES)
+        (tmp_path / "photo.png").write_bytes(b"no image")
+        tab.drop("#drop", tmp_path / "photo.png")
+        tab.wait("!document.getElementById('error').hidden")
+        assert "not an image in a known format" in tab.text("#error")
+        assert [each for each in tab.complaints() if "415" not in each] == []
+        assert [url for url in tab.requests() if not url.startswith((address, "data:", "blob:"))] == []
 
 
 def test_metrics_count_what_was_asked(client):

@@ -76,8 +76,8 @@ class Explanations:
         with self._lock:
             explainer = self._load()
             image = read_image(upload, explainer.input_spec.num_channels, self.config)
-            options = {"top_k": self.config.top_k, "threshold": self.config.threshold}
-            return look(explainer, image, classes=classes or None, **options)
+            limits = self.config
+            return look(explainer, image, classes=classes or None, top_k=limits.top_k, threshold=limits.threshold)
 
     def _load(self) -> "Explainer":
         if self._explainer is None:
