@@ -15,6 +15,7 @@
     app.py        the routes of version 1, the page, and the description of them all
     inference.py  the Open Inference Protocol, version 2
     metrics.py    what Prometheus reads
+    cluster.py    the same on many machines, by Ray Serve
     logs.py       a line of JSON for each event
 
 Importing it loads neither the web framework nor Keras.
