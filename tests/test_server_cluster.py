@@ -1,6 +1,4 @@
-"""The server as an application of Ray Serve, on a local Ray, whose start takes longer than all other tests of the server:
-VITREOUS_TEST_RAY=1 asks for it.
-"""
+"""The server as an application of Ray Serve, on a local Ray. VITREOUS_TEST_RAY=1 asks for it: Ray starts slowly."""
 
 import json
 import os

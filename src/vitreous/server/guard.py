@@ -221,6 +221,7 @@ class Guard:
         length = self._check_length(headers)
         exchange.details["bytes"] = length
         parts: list[bytes] = []
+        num_read = 0
         try:
             try:
                 async with asyncio.timeout(self.config.body_seconds):
@@ -232,11 +233,13 @@ class Guard:
                     f"{sum(map(len, parts)):,} of {length:,} bytes. Try again.",
                 ) from error
             exchange.body = b"".join(parts)
+            num_read = len(exchange.body)
+            parts.clear()  # it is in memory once
             exchange.is_read = True
             await self._answer_unless_left(exchange, scope, receive, answer)
         finally:
             exchange.body = b""
-            self._hold(-sum(map(len, parts)))
+            self._hold(-num_read - sum(map(len, parts)))
 
     async def _read_body(self, parts: list[bytes], receive: Receive) -> None:
         """Appends the pieces of the body as they come."""
