@@ -12,6 +12,7 @@ from vitreous.cli.features import embed, neighbours, probe
 from vitreous.cli.look import explain
 from vitreous.cli.measure import calibrate, evaluate
 from vitreous.cli.report import report
+from vitreous.cli.serve import serve
 from vitreous.cli.tools import convert, models, patches, recipes
 from vitreous.cli.train import draw_augmented, pretrain, train
 from vitreous.cli.tune import find_lr, tune
@@ -44,6 +45,7 @@ _COMMANDS: dict[str, Callable[..., int]] = {
     "embed": embed,
     "neighbours": neighbours,
     "probe": probe,
+    "serve": serve,
     "patches": patches,
     "augment": draw_augmented,
     "convert": convert,
