@@ -33,8 +33,22 @@ def make_explainer(name="class"):
 
 ZOO = {
     "class": {"num_registers": 1, "image_size": (32, 32)},
-    "map": {"use_class_token": False, "pooling": "map", "rope": "eva", "position": "none", "num_channels": 1},
-    "bare": {"num_classes": 0, "pooling": "mean", "use_pre_norm": True, "num_parallel": 2, "position": "sincos"},
+    "map": {
+        "num_blocks": 1,
+        "use_class_token": False,
+        "pooling": "map",
+        "rope": "eva",
+        "position": "none",
+        "num_channels": 1,
+    },
+    "bare": {
+        "num_blocks": 1,
+        "num_classes": 0,
+        "pooling": "mean",
+        "use_pre_norm": True,
+        "num_parallel": 2,
+        "position": "sincos",
+    },
 }
 
 

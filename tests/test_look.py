@@ -32,8 +32,9 @@ def test_numbers_are_those_of_the_trace(name):
     trace = explainer.trace(pixels)
     heads = config.num_heads * config.num_parallel
     attention, scales = unpack(found["attention"])
-    assert found["attention"]["shape"] == [2, heads, config.num_tokens, config.num_tokens]
-    assert found["attention"]["blocks"] == [0, 1] and found["attention"]["heads"] == list(range(heads))
+    blocks = config.num_blocks
+    assert found["attention"]["shape"] == [blocks, heads, config.num_tokens, config.num_tokens]
+    assert found["attention"]["blocks"] == list(range(blocks)) and found["attention"]["heads"] == list(range(heads))
     assert np.all(np.abs(attention - trace.attention) <= 0.51 / 255 * scales + 1e-5)
     rollout, scales = unpack(found["rollout"])
     np.testing.assert_allclose(rollout, maps.roll_out(trace.attention), atol=0.51 / 255 * scales.max() + 1e-5)
@@ -42,7 +43,7 @@ def test_numbers_are_those_of_the_trace(name):
     expected = maps.read_patches(config, maps.roll_out(trace.attention), trace)
     np.testing.assert_allclose((read @ rollout)[config.num_prefix_tokens :], expected, atol=3e-3)
     walk = found["walk"]
-    assert len(walk["pooled"]) == NUM_SHOWN and len(walk["blocks"]) == 2
+    assert len(walk["pooled"]) == NUM_SHOWN and len(walk["blocks"]) == blocks
     assert all(0 < block[part] < 100 for block in walk["blocks"] for part in ("attention", "mlp"))
     token = np.array(walk["projected"]) + (0 if walk["position"] is None else np.array(walk["position"]))
     np.testing.assert_allclose(token, trace.tokens[0, config.num_prefix_tokens :, :NUM_SHOWN], rtol=2e-3, atol=2e-3)
