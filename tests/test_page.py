@@ -1,29 +1,25 @@
 """The page, used as people use it: in a real browser, against a small server, and as one file."""
 
-import functools
 import http.server
 import io
 import json
+import re
 import threading
 import urllib.parse
 from pathlib import Path
 
-import keras
 import numpy as np
 import pytest
 from browser import Browser, find_chromium
+from look_models import NAMES, look_once, make_explainer
 from PIL import Image
 
-from vitreous.explanation import Explainer
 from vitreous.look import look
-from vitreous.model import VisionTransformer
 from vitreous.report import render_look
-from vitreous.spec import InputSpec, ViTConfig
 
 pytestmark = pytest.mark.skipif(find_chromium() is None, reason="no Chromium is installed")
 
 PAGE = Path(__file__).parents[1] / "src" / "vitreous" / "server" / "page"
-NAMES = ("</script><img src=x onerror=alert(1)>", "dog & cat", "fish", "owl", "bird", "a" * 60)
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -32,22 +28,6 @@ HEADERS = {
 }
 TYPES = {".html": "text/html; charset=utf-8", ".js": "text/javascript", ".css": "text/css"}
 REFUSAL = "Cannot read 'image'. Expected an image: jpeg, png. Received: <b>text</b>. Convert it."
-
-
-@functools.cache
-def make_explainer():
-    keras.utils.set_random_seed(0)
-    config = ViTConfig(
-        image_size=32, patch_size=8, projection_dim=32, num_blocks=2, num_heads=2, mlp_dim=32, num_classes=len(NAMES)
-    )
-    model = VisionTransformer(config, name="tiny")
-    generator = np.random.default_rng(0)
-    model.head.kernel.assign(generator.normal(0, 0.3, model.head.kernel.shape))
-    model.patch_encoder.position_embedding.assign(
-        generator.normal(0, 0.3, model.patch_encoder.position_embedding.shape)
-    )
-    half = (0.5,) * 3
-    return Explainer(model, input_spec=InputSpec(image_size=(32, 32), mean=half, std=half), class_names=NAMES)
 
 
 def make_png(seed=0):
@@ -131,6 +111,11 @@ def map_of(tab, selector="#map"):
     return tab.run(f"document.querySelector('{selector}').toDataURL()")
 
 
+def read_shares(text):
+    """Returns the percentages in a text as shares."""
+    return [float(number) / 100 for number in re.findall(r"([0-9.]+)%", text)]
+
+
 def assert_clean(tab, address):
     assert tab.complaints() == []
     assert [url for url in tab.requests() if not url.startswith((address, "data:", "blob:"))] == []
@@ -163,17 +148,20 @@ def test_patches_are_pointed_at_with_mouse_keys_and_touch(browser, server, png):
     tab.choose("#file", png)
     wait_for_answer(tab)
     attention = make_explainer().trace(make_explainer().prepare(png)).attention[-1].mean(axis=0)
-    best = attention[0, 1:].argmax()
+    best = attention[0, 2:].argmax()
     start, said = map_of(tab), tab.text("#readout")
     assert said.startswith("Block 1, mean of its heads: the answer is read from ")
-    assert f"row {best // 4}, column {best % 4} ({100 * attention[0, 1 + best]:.1f}%)" in said
+    assert f"read from row {best // 4}, column {best % 4} (" in said
+    assert read_shares(said)[0] == pytest.approx(attention[0, 2 + best], abs=2e-3)
     tab.hover("#map", 0.6, 0.1)  # row 0, column 2
-    best = attention[3, 1:].argmax()
+    best = attention[4, 2:].argmax()
     name = "itself" if best == 2 else f"row {best // 4}, column {best % 4}"
     said = tab.text("#readout")
     assert "the patch in row 0, column 2 looks at" in said
-    assert f"{name} ({100 * attention[3, 1 + best]:.1f}%)" in said
-    assert f"{100 * attention[3, 0]:.1f}% goes to the class token" in said
+    assert f"looks at {name} (" in said and said.endswith("% goes to the class and register tokens.")
+    shares = read_shares(said)
+    assert len(shares) == 4
+    assert (shares[0], shares[3]) == pytest.approx((attention[4, 2 + best], attention[4, :2].sum()), abs=2e-3)
     assert map_of(tab) != start
     assert tab.text("[data-fill=patch_place]") == "row 0, column 2"
     tab.hover("h1")
@@ -306,6 +294,30 @@ def test_one_file_works_alone(browser, offline):
     assert_clean(tab, offline.as_uri())
     tab.run("document.body.append(Object.assign(document.createElement('script'), {textContent: 'window.bad = 1'}))")
     assert tab.run("window.bad") is None  # the policy holds
+    tab.close()
+
+
+@pytest.mark.parametrize("name", ["map", "bare"])
+def test_other_architectures_are_told_as_they_are(browser, tmp_path, name):
+    (tmp_path / "page.html").write_text(render_look(look_once(name), name="x"), encoding="utf-8")
+    tab = browser.open((tmp_path / "page.html").as_uri())
+    wait_for_answer(tab)
+    parts = "[...document.querySelectorAll('[data-if]')].filter((e) => e.getClientRects().length)"
+    shown = set(tab.run(f"{parts}.map((e) => e.dataset.if)"))
+    if name == "map":  # several labels an image, grey, rotary positions, no class token
+        assert shown == {"linear", "rotary", "head", "pool-map", "sigmoid", "temperature"}
+        expected = [each["class"] for each in look_once(name)["predictions"] if each["probability"] >= 0.5]
+        assert tab.text("#verdict") == (", ".join(expected) or "None of its labels")
+        assert tab.text("[data-fill=patch_values]") == "8 × 8 pixels of grey = 64 numbers"
+        assert tab.text("[data-fill=patch_colour]").startswith("grey ")
+        assert "e to its power" not in tab.text("#softmax")
+    else:  # no head; waves for positions, a norm after them
+        assert shown == {"linear", "added-positions", "given-positions", "pool-mean", "prefix"}
+        assert tab.text("#verdict") == "This model has no head: it gives features, no classes."
+        assert tab.run("document.querySelector('[value=relevance]').disabled")
+    tab.click("[value=positions] + span")
+    assert tab.text("#readout").startswith("Position of the patch in row ")
+    assert_clean(tab, "file:")
     tab.close()
 
 

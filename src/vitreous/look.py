@@ -242,14 +242,15 @@ def _walk(explainer: "Explainer", pixels: np.ndarray, trace: "Trace", listed: li
         position = vectors
         entered = entered - position
 
-    images = ops.convert_to_tensor(explainer.normalize(pixels[None]))
-    rope = None if config.rope == "none" else model.enter(images)[1]
+    rope = None
+    if config.rope != "none":
+        rope = model.enter(ops.convert_to_tensor(explainer.normalize(pixels[None])))[1]
+    tokens = [ops.convert_to_tensor(x[None]) for x in trace.tokens]
+    last = to_numpy(model.blocks[-1](tokens[-1], rope=rope))
+    states = np.concatenate([trace.tokens, last])  # (L + 1, N, D)
     blocks = []
-    left = trace.tokens[0]
-    for block, x in zip(model.blocks, trace.tokens, strict=True):
-        tokens = ops.convert_to_tensor(x[None])
-        middle = x + sum(to_numpy(attention(tokens, rope=rope))[0] - x for attention in block.attentions)
-        left = to_numpy(block(tokens, rope=rope))[0]
+    for block, entering, x, left in zip(model.blocks, tokens, states[:-1], states[1:], strict=True):
+        middle = x + sum(to_numpy(attention(entering, rope=rope))[0] - x for attention in block.attentions)
         length = np.linalg.norm(x, axis=-1).mean()
         blocks.append(
             {
@@ -257,17 +258,17 @@ def _walk(explainer: "Explainer", pixels: np.ndarray, trace: "Trace", listed: li
                 "mlp": _share(left - middle, length),
             }
         )
-    states = ops.convert_to_tensor(np.concatenate([trace.tokens, left[None]]))  # (L + 1, N, D)
+    features = model.leave(ops.convert_to_tensor(states))
     answers = None
     if listed:
-        logits = to_numpy(model.classify(model.leave(states)))
+        logits = to_numpy(model.classify(features))
         answers = [_plain(row) for row in explainer.probabilities(logits)[:, listed]]
     return {
         "projected": [_plain(row) for row in entered[:, :NUM_SHOWN]],
         "position": None if position is None else [_plain(row) for row in position[:, :NUM_SHOWN]],
         "blocks": blocks,
         "answers": answers,
-        "pooled": _plain(to_numpy(model.pool(model.leave(states)))[-1, :NUM_SHOWN]),
+        "pooled": _plain(to_numpy(model.pool(features))[-1, :NUM_SHOWN]),
     }
 
 

@@ -7,7 +7,8 @@ const at = (id) => document.getElementById(id);
 
 let image = null; // the file that is shown
 let request = null; // the one on its way
-let examples = [];
+let turn = 0; // of what was chosen last
+let isFirst = true;
 let whyNot = null; // why nothing can be explained
 
 const view = new View(async (name) => {
@@ -66,6 +67,7 @@ async function send(file, status, path) {
 }
 
 async function open(file, name) {
+  turn += 1;
   if (file.type && !file.type.startsWith("image/")) {
     showError(`Cannot read ${cut(name, 60)}. Expected an image. Received: ${file.type}. Choose a JPEG or PNG file.`);
     return;
@@ -75,8 +77,10 @@ async function open(file, name) {
     await openWithoutLook(file, name);
     return;
   }
-  const look = await send(file, `Looking at ${cut(name, 60)} … (the first image takes longer: the model is loaded)`, "v1/look");
+  const first = isFirst ? " (the first image takes longer: the model is loaded)" : "";
+  const look = await send(file, `Looking at ${cut(name, 60)} …${first}`, "v1/look");
   if (!look) return;
+  isFirst = false;
   image = file;
   try {
     await view.show(look, name);
@@ -135,16 +139,19 @@ function listen() {
 }
 
 async function showExamples(model) {
-  examples = model.examples ?? [];
+  const examples = model.examples ?? [];
   at("examples").hidden = !examples.length;
   at("examples").replaceChildren(...examples.map(({ name, class: label }, index) => {
     const words = label ? `${label} (${name})` : name;
     const button = create("button", { type: "button", title: words, "data-name": words, "aria-pressed": "false" },
       create("img", { src: `v1/examples/${index}`, alt: "", loading: "lazy" }), label ?? name);
     button.addEventListener("click", async () => {
+      turn += 1;
+      const mine = turn;
       try {
         const response = await ask(`v1/examples/${index}`);
-        await open(await response.blob(), words);
+        const file = await response.blob();
+        if (mine === turn) await open(file, words);
       } catch (error) {
         showError(error.message);
       }

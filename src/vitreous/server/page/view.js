@@ -300,10 +300,13 @@ export class View {
 
   async chooseClass(name) {
     const { look } = this;
-    if (!(name in look.relevance)) {
-      if (!this.findRelevance) return;
-      const found = await this.findRelevance(name);
-      if (!found || this.look !== look) return;
+    if (!Object.hasOwn(look.relevance, name)) {
+      const found = await this.findRelevance?.(name);
+      if (this.look !== look) return;
+      if (!found) {
+        at("class").value = this.className;
+        return;
+      }
       look.relevance[name] = found;
       this.makeClassSheet();
     }
