@@ -64,8 +64,7 @@ model = torch.export.load({name!r}).module()
 
 
 def infer(images):
-    with torch.no_grad():
-        outputs = model(torch.from_numpy(images))
+    outputs = model(torch.from_numpy(images))
     return outputs["logits"].numpy(), outputs["probabilities"].numpy()
 """,
 }
