@@ -207,7 +207,7 @@ def test_a_tracker_that_hangs_is_left_behind(tmp_path, monkeypatch):
     trackers = Trackers(Hanging(), listener)
     start = time.monotonic()
     trackers.start(tmp_path, {})
-    trackers.log({"step": 1, "train_loss": 2.0, "val_loss": None})
+    trackers.follow([{"step": 1, "train_loss": 2.0, "val_loss": None}])
     trackers.finish({}, tmp_path)
     assert time.monotonic() - start < 5
     assert len(listener.warnings) == 1
