@@ -338,31 +338,9 @@ def test_load_run_errors(run, tmp_path):
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 def test_ctrl_c_saves_what_has_been_learnt(folder, tmp_path):
     out = tmp_path / "run"
-    arguments = [
-        "train",
-        str(folder),
-        "--out",
-        str(out),
-        "--time",
-        "60s",
-        "--model",
-        "vit_pico_patch4_32",
-        "--image-size",
-        "16",
-    ]
+    words = "--time 60s --model vit_pico_patch4_32 --image-size 16 --batch-size 8 --architecture.num-blocks 1"
     process = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "vitreous",
-            *arguments,
-            "--image-size",
-            "16",
-            "--batch-size",
-            "8",
-            "--architecture.num-blocks",
-            "1",
-        ],
+        [sys.executable, "-m", "vitreous", "train", str(folder), "--out", str(out), *words.split()],
         env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(Path(__file__).parents[1] / "src")},
         stdout=subprocess.PIPE,
         text=True,

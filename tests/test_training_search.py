@@ -201,10 +201,14 @@ def test_search_for_a_learning_rate_from_weights(few_digits, tmp_path):
     vit = vitreous.get_spec("vit_pico_patch2_8", num_channels=1, num_classes=10, **TINY)
     VisionTransformer(vit.config, name=vit.name).save(tmp_path / "start.keras")
     options = {"pretrained": tmp_path / "start.keras", "num_steps": 20, "lowest_rate": 1e-3, "batch_size": 32}
-    for optimizer in ({"name": "muon"}, {"trained": "lora", "lora_rank": 2}):
-        first, again = (vitreous.find_learning_rate(few_digits, optimizer=optimizer, **options) for _ in range(2))
-        assert first.losses == again.losses and first.recipe_name == "finetune"
-        assert 1e-3 <= first.suggestion < 1
+    low_rank = {"trained": "lora", "lora_rank": 2}
+    muon, first, again = (
+        vitreous.find_learning_rate(few_digits, optimizer=optimizer, **options)
+        for optimizer in ({"name": "muon"}, low_rank, low_rank)
+    )
+    assert first.losses == again.losses != muon.losses
+    for found in (muon, first):
+        assert found.recipe_name == "finetune" and 1e-4 < found.suggestion < 1
     del options["pretrained"]
     with pytest.raises(ConfigError, match=r"Expected weights to start from: .* Received: trained='lora', pretrained=N"):
         vitreous.find_learning_rate(few_digits, optimizer={"trained": "lora"}, **options)
