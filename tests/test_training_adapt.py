@@ -6,6 +6,7 @@ from layer_harness import to_numpy
 from PIL import Image
 
 from vitreous.data import Batch
+from vitreous.errors import ConfigError
 from vitreous.model import VisionTransformer, normalize_images
 from vitreous.spec import InputSpec, ViTConfig
 from vitreous.training.distillation import DistillationLoss, Teacher
@@ -92,6 +93,11 @@ def test_the_seed_decides_low_rank_updates():
         assert np.abs(to_numpy(a.down) - to_numpy(c.down)).max() > 0.01
         assert a.down.shape[1] == min(a.kernel.shape)  # a higher rank would say nothing more
         assert not to_numpy(a.up).any()
+
+
+def test_more_blocks_than_there_are():
+    with pytest.raises(ConfigError, match=r"Expected at most its 1 blocks\. Received: trained='last-2'\."):
+        create_optimizer(create_model(), OptimizerConfig(trained="last-2"))
 
 
 def test_the_head_first():

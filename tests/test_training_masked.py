@@ -132,6 +132,16 @@ def test_pretrain_leaves_an_encoder_that_training_starts_from(tmp_path):
         vitreous.predict(run, tmp_path / "pre" / "patches.png")
 
 
+def test_pretrain_refuses_what_only_labels_need(call, tmp_path):
+    import vitreous
+
+    with pytest.raises(ConfigError, match=r"Received: loss='focal', patience_epochs=3, trained='lora'\. Leave them"):
+        vitreous.pretrain("digits", loss="focal", patience_epochs=3, optimizer={"trained": "lora", "beta_2": 0.9})
+    code, _, error = call("pretrain", "digits", "--out", tmp_path / "run", "--loss", "focal")
+    assert code == 2 and "--loss" in error
+    assert not list(tmp_path.iterdir())
+
+
 def test_pretrain_drops_a_size_that_was_meant_for_another_model(tmp_path, monkeypatch):
     """As train does: a recipe file's image_size belongs to the recipe's model."""
     import vitreous

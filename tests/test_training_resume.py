@@ -18,11 +18,13 @@ import vitreous
 from vitreous.data import Dataset, ImageSet
 from vitreous.errors import ConfigError, DataError, MissingPathError, RunError, RunExistsError, TrainingError
 from vitreous.training import fit as fit_module
+from vitreous.training.distillation import DistillationLoss
 from vitreous.training.fit import Interrupt
 from vitreous.training.planning import free_path
 from vitreous.training.progress import LineReporter, Reporter
 from vitreous.training.recipe import MaskedConfig
 from vitreous.training.run import RunWriter
+from vitreous.training.trackers import Tracker
 
 OPTIONS = {
     "model": "vit_pico_patch2_8",
@@ -325,6 +327,43 @@ def test_data_from_python_must_be_given_again(tmp_path):
     assert vitreous.resume(tmp_path / "run", data=dataset).metrics["num_steps"] == 20
 
 
+class Recorder(Tracker):
+    """Keeps the steps that it was told."""
+
+    def __init__(self):
+        self.steps, self.last = [], None
+
+    def log(self, step, values):
+        self.steps.append(step)
+
+    def finish(self, step, metrics, pictures):
+        self.last = step
+
+
+def test_a_student_with_low_rank_updates_resumes_from_anywhere(folder, unbroken, tmp_path, monkeypatch):
+    """What the call names by a relative path, from another folder; a batch that was found; trackers hear all rows."""
+    chosen = []
+    monkeypatch.setattr("vitreous.training.trainer.find_batch_size", lambda *_, loss, **__: chosen.append(loss) or 8)
+    for name, target in (("data", folder), ("start", unbroken.path)):
+        (tmp_path / name).symlink_to(target)
+    (tmp_path / "elsewhere").mkdir()
+    options = {"batch_size": "auto", "epochs": 3, "checkpoint_every": "2 steps", "recipe": "few32", "cache": "none"}
+    options |= {"optimizer": {"trained": "lora", "lora_rank": 2, "head_first_fraction": 0.3}}
+    options |= {"pretrained": "start", "teacher": "start", "distillation": {"temperature": 3.0}}
+    monkeypatch.chdir(tmp_path)
+    whole = vitreous.train("data", out="whole", **options)
+    with pytest.raises(RuntimeError, match="crash"):
+        vitreous.train("data", out="killed", reporter=Said(crash_at=2), **options)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    recorder, said = Recorder(), Said()
+    run = vitreous.resume("../killed", track=recorder, reporter=said)
+    assert_same(run, whole)
+    assert len(chosen) == 2 and all(isinstance(loss, DistillationLoss) for loss in chosen)  # with the teacher's memory
+    assert recorder.steps == [6, 12, 18] and recorder.last == 18
+    assert sum(line.startswith("Tracked  as a new run of each tracker") for line in said.lines) == 1
+    assert sum(line.startswith("Resumed") for line in said.lines) == 1
+
+
 def test_unfinished_runs_are_named_and_left_alone(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     writer = RunWriter("runs/photos-1")
@@ -350,8 +389,8 @@ class Diverging:
     def restore(self, arrays):
         self.step.restore(arrays)
 
-    def __call__(self, batch, *, learning_rate, decay):
-        loss, correct = self.step(batch, learning_rate=learning_rate, decay=decay)
+    def __call__(self, batch, *, learning_rate, **rates):
+        loss, correct = self.step(batch, learning_rate=learning_rate, **rates)
         self.rates.append(learning_rate)
         if int(np.asarray(self.step.snapshot()["slots/0000/step"])) == self.at and self.count < self.times:
             self.count += 1
@@ -373,7 +412,10 @@ def diverge(monkeypatch, at, times):
 
 def test_on_nan_back(folder, tmp_path, monkeypatch):
     made, said = diverge(monkeypatch, at=9, times=2), Said()
-    run = vitreous.train(folder, out=tmp_path / "run", on_nan="back", reporter=said, **OPTIONS)
+    recorder = Recorder()
+    run = vitreous.train(folder, out=tmp_path / "run", on_nan="back", reporter=said, track=recorder, **OPTIONS)
+    assert recorder.steps == [6, 12, 18, 24, 30] and recorder.last == 30
+    assert not any(line.startswith("Tracked") for line in said.lines)
     recoveries = run.metrics["recoveries"]
     assert [each["learning_rate_factor"] for each in recoveries] == [0.5, 0.25]
     assert all(6 <= each["back_to"] < 9 <= each["step"] <= 12 for each in recoveries)

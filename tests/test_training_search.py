@@ -10,8 +10,10 @@ import vitreous
 from vitreous.data import Dataset, load_dataset
 from vitreous.errors import ConfigError, MissingDependencyError, RunError, TrainingError
 from vitreous.figures import draw_rate_search, draw_trials
+from vitreous.model import VisionTransformer
 from vitreous.training import batch_search
 from vitreous.training.batch_search import find_batch_size, is_out_of_memory, scale_learning_rate
+from vitreous.training.losses import Loss
 from vitreous.training.progress import Reporter
 from vitreous.training.rate_search import suggest
 from vitreous.training.recipe import Recipe, load_header, load_recipe
@@ -159,7 +161,7 @@ def test_a_rate_that_was_given_stays(few_digits, monkeypatch, is_given, rate):
     monkeypatch.setattr(trainer, "find_batch_size", lambda *_, recipe, **__: 4 * recipe.batch_size)
     recipe = Recipe(model="vit_pico_patch2_8", batch_size=32)
     spec = vitreous.get_spec("vit_pico_patch2_8")
-    settled = trainer._settle_batch(recipe, spec, few_digits, "float32", Reporter(), is_rate_given=is_given)
+    settled = trainer._settle_batch(recipe, spec, few_digits, Loss(10), "float32", Reporter(), is_rate_given=is_given)
     assert (settled.batch_size, settled.optimizer.learning_rate) == (128, rate)
     changes = {"batch_size": "auto", "optimizer": {"learning_rate": 1e-3} if is_given else {"beta_2": 0.9}}
     assert trainer.is_rate_given(changes) == is_given
@@ -182,6 +184,7 @@ def test_suggestion_lies_between_the_two_readings():
 
 
 def test_search_for_a_learning_rate(few_digits, tmp_path):
+    recipe = load_recipe("digits")
     options = {"num_steps": 30, "highest_rate": 10.0, "batch_size": 32, "architecture": TINY}
     found = vitreous.find_learning_rate(few_digits, out=tmp_path / "rates.png", lowest_rate=1e-4, **options)
     assert json.loads((tmp_path / "rates.json").read_text())["suggestion"] == found.suggestion
@@ -190,7 +193,25 @@ def test_search_for_a_learning_rate(few_digits, tmp_path):
     assert found.has_diverged  # at a rate of 10, if not before
     assert min(found.tenth, found.steepest) <= found.suggestion <= max(found.tenth, found.steepest)
     assert found.rates[0] < found.suggestion < 1
-    assert (found.recipe_name, found.recipe_rate, found.batch_size) == ("digits", 2e-3, 32)
+    assert (found.recipe_name, found.recipe_rate, found.batch_size) == ("digits", recipe.optimizer.learning_rate, 32)
+
+
+def test_search_for_a_learning_rate_from_weights(few_digits, tmp_path):
+    """With Muon, and with updates of low rank; the seed decides all."""
+    vit = vitreous.get_spec("vit_pico_patch2_8", num_channels=1, num_classes=10, **TINY)
+    VisionTransformer(vit.config, name=vit.name).save(tmp_path / "start.keras")
+    options = {"pretrained": tmp_path / "start.keras", "num_steps": 20, "lowest_rate": 1e-3, "batch_size": 32}
+    low_rank = {"trained": "lora", "lora_rank": 2}
+    muon, first, again = (
+        vitreous.find_learning_rate(few_digits, optimizer=optimizer, **options)
+        for optimizer in ({"name": "muon"}, low_rank, low_rank)
+    )
+    assert first.losses == again.losses != muon.losses
+    for found in (muon, first):
+        assert found.recipe_name == "finetune" and 1e-4 < found.suggestion < 1
+    del options["pretrained"]
+    with pytest.raises(ConfigError, match=r"Expected weights to start from: .* Received: trained='lora', pretrained=N"):
+        vitreous.find_learning_rate(few_digits, optimizer={"trained": "lora"}, **options)
 
 
 @pytest.mark.parametrize(
@@ -239,20 +260,23 @@ def test_tuning_leaves_a_recipe_a_table_and_a_picture(tuning):
     assert found.best.score == max(trial.score for trial in found.trials)
     rows = list(csv.DictReader((found.path / "trials.csv").open()))
     assert [float(row["val_accuracy"]) for row in rows] == [trial.score for trial in found.trials]
-    assert rows[0]["optimizer.learning_rate"] == "0.002"
+    base = load_recipe("digits")
+    assert float(rows[0]["optimizer.learning_rate"]) == base.optimizer.learning_rate
     assert "optimizer.label_smoothing" not in rows[0]  # given, so not searched
     assert load_recipe(found.path / "best.toml") == found.recipe
     assert found.recipe.optimizer.label_smoothing == 0.05
-    assert (found.recipe.epochs, found.recipe.batch_size) == (60, 32)  # the trials' epochs are not the recipe's
+    assert (found.recipe.epochs, found.recipe.batch_size) == (
+        base.epochs,
+        32,
+    )  # the trials' epochs are not the recipe's
     header = load_header(found.path / "best.toml")
     assert header.accuracy.startswith(f"{found.best.score:.2%} (accuracy on 60 validation images that chose it")
     assert f"trial {found.best.number} of 3 (0 given up early) of 1 epochs each, seed 0" in header.source
     assert "Trial 0  val accuracy" in next(line for line in lines if line.startswith("Trial"))
     assert lines.count("         the recipe as it is") == 1
     first, second = found.trials[:2]
-    base = load_recipe("digits")
     assert first.params["optimizer.learning_rate"] == base.optimizer.learning_rate
-    assert 2e-4 <= second.params["optimizer.learning_rate"] <= 2e-2
+    assert 0.1 <= second.params["optimizer.learning_rate"] / base.optimizer.learning_rate <= 10
     assert first.params != second.params
 
 
@@ -268,10 +292,11 @@ def test_tuning_goes_on_and_refuses_another(tuning, few_digits):
 def test_a_trial_that_was_cut_short_is_tried_again(few_digits, tmp_path, monkeypatch):
     import vitreous.training.tuning as module
 
-    seen = []
+    seen, found_every = [], load_recipe("digits").checkpoint_every
 
-    def killed(dataset, *, recipe, **_):
-        seen.append(recipe)
+    def killed(dataset, *, recipe, resume, **_):
+        assert (resume, recipe.checkpoint_every) == ("never", "none")
+        seen.append(recipe.merge({"checkpoint_every": found_every}))
         raise KeyboardInterrupt
 
     options = {"out": tmp_path / "t", "num_trials": 1, "epochs": 1, "batch_size": 32, "architecture": TINY}
@@ -281,7 +306,7 @@ def test_a_trial_that_was_cut_short_is_tried_again(few_digits, tmp_path, monkeyp
             vitreous.tune(few_digits, **options)
 
     def finished(dataset, *, recipe, **_):
-        seen.append(recipe)
+        seen.append(recipe.merge({"checkpoint_every": found_every}))
         return type("Run", (), {"metrics": {"is_interrupted": False, "val": {"accuracy": 0.5}}})
 
     monkeypatch.setattr(module, "train", finished)
@@ -344,7 +369,10 @@ def test_space_holds_the_recipe_and_leaves_out_what_is_given():
     shifting = Recipe().merge({"augment": {"crop_scale": (1.0, 1.0), "shift_pixels": 4}})
     keys = {each.key: each for each in search_space(shifting)}
     assert (keys["augment.shift_pixels"].high, "augment.crop_scale" in keys) == (8, False)
-    for recipe in (base, shifting):
+    asymmetric = Recipe().merge({"loss": "asymmetric"})
+    keys = {each.key for each in search_space(asymmetric)}
+    assert "optimizer.label_smoothing" not in keys  # it would be refused beside this loss
+    for recipe in (base, shifting, asymmetric):
         everything = search_space(recipe)
         assert recipe.merge(to_changes(read_values(recipe, everything))).augment == recipe.augment
 

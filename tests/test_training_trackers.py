@@ -141,6 +141,35 @@ def test_tensorboard_reads_what_was_written(tracked, monkeypatch):
     assert options["data.num_classes"].number_value == 10
 
 
+def test_tensorboard_forgets_steps_that_are_done_again(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboard.compat.notf", ModuleType("notf"))
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    tracker = create_tracker("tensorboard")
+    tracker.start(tmp_path / "run", {"seed": 0})
+    for step in (5, 10, 15, 8, 13):
+        tracker.log(step, {"val/loss": step / 2})
+    tracker.fail()
+    events = EventAccumulator(str(tmp_path / "tensorboard" / "run"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("val/loss")] == [5, 8, 13]
+
+
+def test_a_resumed_run_tells_all_rows_and_repeated_ones_again(tmp_path):
+    recorder, listener = Recorder(), Listener()
+    listener.note = listener.warnings.append
+    trackers = Trackers(recorder, listener)
+    trackers.start(tmp_path, {})
+    rows = [{"step": step, "train_loss": 1.0} for step in (2, 4, 6)]
+    trackers.follow(rows)  # two of them from before the break
+    trackers.follow(rows)  # nothing is new
+    trackers.follow([*rows[:1], {"step": 3, "train_loss": 0.5}])  # after a return to a checkpoint at step 2
+    trackers.finish({}, tmp_path)
+    assert [call[1] for call in recorder.calls if call[0] == "log"] == [2, 4, 6, 3]
+    assert recorder.calls[-1][:2] == ("finish", 3)
+    assert listener.warnings == ["Tracked  as a new run of each tracker; the rows from before the break go into it too"]
+
+
 def test_mlflow_reads_what_was_written(tracked, monkeypatch):
     from mlflow import MlflowClient
 
@@ -207,7 +236,7 @@ def test_a_tracker_that_hangs_is_left_behind(tmp_path, monkeypatch):
     trackers = Trackers(Hanging(), listener)
     start = time.monotonic()
     trackers.start(tmp_path, {})
-    trackers.log({"step": 1, "train_loss": 2.0, "val_loss": None})
+    trackers.follow([{"step": 1, "train_loss": 2.0, "val_loss": None}])
     trackers.finish({}, tmp_path)
     assert time.monotonic() - start < 5
     assert len(listener.warnings) == 1

@@ -12,7 +12,15 @@ from vitreous.backend import select_backend
 from vitreous.errors import ConfigError
 from vitreous.server.settings import ServerConfig
 from vitreous.spec import AugmentConfig, DataConfig, ViTConfig
-from vitreous.training.recipe import NOT_ARCHITECTURE, DistillationConfig, MaskedConfig, OptimizerConfig, Recipe
+from vitreous.training.recipe import (
+    NOT_ARCHITECTURE,
+    NOT_PRETRAINED,
+    OPTIMIZER_NOT_PRETRAINED,
+    DistillationConfig,
+    MaskedConfig,
+    OptimizerConfig,
+    Recipe,
+)
 
 Backend = Literal["jax", "torch", "tensorflow"]
 Track = Annotated[
@@ -75,6 +83,8 @@ if typing.TYPE_CHECKING:
     ColumnOptions: typing.TypeAlias = Any
     RecipeOptions: typing.TypeAlias = Any
     OptimizerOptions: typing.TypeAlias = Any
+    PretrainRecipeOptions: typing.TypeAlias = Any
+    PretrainOptimizerOptions: typing.TypeAlias = Any
     DistillationOptions: typing.TypeAlias = Any
     AugmentOptions: typing.TypeAlias = Any
     ArchitectureOptions: typing.TypeAlias = Any
@@ -91,7 +101,14 @@ else:
     RecipeOptions = _optional(
         Recipe, "RecipeOptions", without=("image_size", "architecture"), types={"batch_size": _BATCH}
     )
+    PretrainRecipeOptions = _optional(
+        Recipe,
+        "PretrainRecipeOptions",
+        without=("image_size", "architecture", *NOT_PRETRAINED),
+        types={"batch_size": _BATCH},
+    )
     OptimizerOptions = _optional(OptimizerConfig, "OptimizerOptions")
+    PretrainOptimizerOptions = _optional(OptimizerConfig, "PretrainOptimizerOptions", without=OPTIMIZER_NOT_PRETRAINED)
     DistillationOptions = _optional(DistillationConfig, "DistillationOptions")
     AugmentOptions = _optional(AugmentConfig, "AugmentOptions")
     ArchitectureOptions = _optional(ViTConfig, "ArchitectureOptions", without=NOT_ARCHITECTURE)

@@ -15,6 +15,7 @@ from vitreous.registry import count_parameters
 from vitreous.resize import resize_matrix
 from vitreous.spec import InputSpec
 from vitreous.training.losses import Loss
+from vitreous.training.planning import describe_weights
 from vitreous.training.progress import Reporter
 from vitreous.training.recipe import DistillationConfig
 from vitreous.training.run import Run, load_run
@@ -169,7 +170,7 @@ def load_teacher(source: str | Path, dataset: Dataset, *, num_channels: int, dty
         f"Teacher  {source}: {report.model.name}, {count_parameters(report.model.config) / 1e6:.2f}M parameters, "
         f"{height}x{width} pixels"
     )
-    return Teacher(report.model, spec, order, name=str(path.resolve() if path.exists() else source))
+    return Teacher(report.model, spec, order, name=describe_weights(source))
 
 
 def _check_run(run: Run, source: str | Path, dataset: Dataset, reporter: Reporter) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from keras import ops
 
 from vitreous.errors import ConfigError
-from vitreous.spec import ViTConfig
+from vitreous.spec import ViTConfig, check
 from vitreous.training.lora import LowRankUpdate, add_updates
 from vitreous.training.recipe import OptimizerConfig
 
@@ -251,8 +251,16 @@ def create_optimizer(model: Any, config: OptimizerConfig, *, seed: int = 0) -> O
         seed: Decides the first values of these updates.
 
     Raises:
-        ConfigError: If no weight is left to train.
+        ConfigError: If no weight is left to train, or the model has fewer blocks than are to move.
     """
+    count = int(config.trained.removeprefix("last-")) if config.trained.startswith("last-") else 0
+    check(
+        count <= model.config.num_blocks,
+        f"Cannot train the last {count} blocks of {model.name}.",
+        f"at most its {model.config.num_blocks} blocks",
+        f"trained={config.trained!r}",
+        "Pass fewer, or trained='all'.",
+    )
     updates = add_updates(model, config, seed=seed) if config.trained == "lora" else []
     for layer_variable in model.trainable_variables:
         if not is_trained(layer_variable.path, model.config, config.trained):

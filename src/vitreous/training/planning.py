@@ -137,13 +137,14 @@ def check_start(recipe: Recipe, changes: Mapping[str, Any], *, has_weights: bool
 
 def random_start(recipe: Recipe, num_classes: int) -> ModelSpec:
     """Returns the model of a recipe."""
-    return get_spec(
+    spec = get_spec(
         recipe.model,
         num_classes=num_classes,
         image_size=recipe.image_size,
         num_channels=recipe.num_channels,
         **recipe.architecture,
     )
+    return dataclasses.replace(spec, input=spec.input.replace(resize_mode=recipe.resize_mode))
 
 
 def pretrained_start(
@@ -161,9 +162,15 @@ def pretrained_start(
     for line in report.summary().splitlines():
         reporter.note(f"Weights  {line}")
     model = report.model
-    spec = ModelSpec(name=model.name, config=model.config, input=report.input_spec)
+    seen = report.input_spec.replace(resize_mode=recipe.resize_mode)
+    spec = ModelSpec(name=model.name, config=model.config, input=seen)
     settled = dataclasses.replace(recipe, model=model.name, num_channels=model.config.num_channels)
     return spec, model.get_weights(), settled
+
+
+def describe_weights(source: str | Path) -> str:
+    """Returns where weights come from: the whole path of a file or folder, so that it holds in any folder."""
+    return str(Path(source).resolve()) if Path(source).exists() else str(source)
 
 
 def _median_side(images: ImageSet, sample: int = 64) -> float:
@@ -214,14 +221,21 @@ CONFIG_HEAD = """\
 
 
 def describe_run(
-    dataset: Dataset, recipe_name: str, recipe: Recipe, spec: ModelSpec, split: dict[str, Any], policy: str
+    dataset: Dataset,
+    recipe_name: str,
+    recipe: Recipe,
+    spec: ModelSpec,
+    split: dict[str, Any],
+    policy: str,
+    *,
+    task: str = "train",
 ) -> dict[str, Any]:
     """Returns what config.toml will hold."""
     backend = keras.backend.backend()
     return {
         "format": FORMAT,
         "seed": split["seed"],
-        "command": shlex.join(["vitreous", *sys.argv[1:]]) if _is_command_line() else "vitreous.train(...)",
+        "command": describe_command(task),
         "recipe_name": recipe_name,
         "model": {"name": spec.name, **spec.config.to_dict()},
         "input": spec.input.to_dict(),
@@ -255,8 +269,11 @@ def _root(dataset: Dataset) -> str:
     return "(built in)" if dataset.name in BUILT_IN else "(from Python)"
 
 
-def _is_command_line() -> bool:
-    return Path(sys.argv[0]).name == "vitreous" or Path(sys.argv[0]).parts[-2:] == ("vitreous", "__main__.py")
+def describe_command(name: str) -> str:
+    """Returns the command line of this process; `vitreous.NAME(...)` where it was called from Python."""
+    program = Path(sys.argv[0])
+    is_command_line = program.name == "vitreous" or program.parts[-2:] == ("vitreous", "__main__.py")
+    return shlex.join(["vitreous", *sys.argv[1:]]) if is_command_line else f"vitreous.{name}(...)"
 
 
 def without_none(values: Mapping[str, Any]) -> dict[str, Any]:

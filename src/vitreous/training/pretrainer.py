@@ -4,7 +4,7 @@ import dataclasses
 import json
 import random
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ from vitreous.training.planning import (
     without_none,
 )
 from vitreous.training.progress import Reporter
-from vitreous.training.recipe import MaskedConfig, Recipe
+from vitreous.training.recipe import NOT_PRETRAINED, OPTIMIZER_NOT_PRETRAINED, MaskedConfig, Recipe
 from vitreous.training.results import draw_run, evaluation_loader
 from vitreous.training.resume import batch_of, describe_call, open_checkpoints, open_writer, unfinished
 from vitreous.training.run import Resume, Run, RunWriter, load_run
@@ -114,6 +114,7 @@ def pretrain(
     call = {name: value for name, value in locals().items() if name != "changes"} | changes
     reporter, masked = reporter or Reporter(), masked or MaskedConfig()
     trackers = Trackers(track, reporter)
+    _refuse_labels(changes)
     split, changes = split_options(data, seed, changes)
     is_auto, changes = take_auto_batch(changes)
     dataset = _unlabelled(data, split, seed)
@@ -142,7 +143,7 @@ def pretrain(
         )
     loader = training_loader(images, spec.input, settled, reporter, seed=seed, num_classes=None)
     config = {
-        **describe_run(dataset, recipe_name, settled, spec, split, policy),
+        **describe_run(dataset, recipe_name, settled, spec, split, policy, task="pretrain"),
         "task": "pretrain",
         "masked": masked.to_dict(),
     }
@@ -160,6 +161,19 @@ def pretrain(
                 _pretrain(reporter, trackers, interrupt, writer, checkpoints, *plan)
             place = writer.finish()
     return load_run(place)
+
+
+def _refuse_labels(changes: Mapping[str, Any]) -> None:
+    """Raises `ConfigError` for options of what pretraining does not have: they would be ignored."""
+    optimizer = changes.get("optimizer") or {}
+    found = {key: changes[key] for key in NOT_PRETRAINED if changes.get(key) is not None}
+    found |= {key: optimizer[key] for key in OPTIMIZER_NOT_PRETRAINED if optimizer.get(key) is not None}
+    if found:
+        options = ", ".join(f"{key}={value!r}" for key, value in found.items())
+        raise ConfigError(
+            "Cannot pretrain with options for labels, heads or a teacher: there are none. Expected others. "
+            f"Received: {options}. Leave them out; `vitreous train` takes them."
+        )
 
 
 def _unlabelled(data: str | Path | Dataset, split: dict[str, Any], seed: int) -> Dataset:
@@ -265,6 +279,7 @@ def _pretrain(
         on_nan=settled.on_nan,
     )
     writer.write_history(history.rows)
+    trackers.follow(history.rows)  # of a run that was resumed after its last step, nothing has been told yet
     loader.close()
     reporter.close()
     encoder = VisionTransformer(spec.config, name=spec.name, dtype="float32")

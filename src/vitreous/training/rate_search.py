@@ -20,6 +20,7 @@ from vitreous.model import VisionTransformer
 from vitreous.spec import check, check_minimum
 from vitreous.training.optimizer import create_optimizer
 from vitreous.training.planning import (
+    check_start,
     fit_to_images,
     pretrained_start,
     random_start,
@@ -137,6 +138,7 @@ def find_learning_rate(
     split, changes = split_options(data, seed, changes)
     dataset = data if isinstance(data, Dataset) else load_dataset(data, **split)
     name, settled = settle_recipe(recipe or ("finetune" if pretrained else None), dataset, changes)
+    check_start(settled, changes, has_weights=pretrained is not None, has_teacher=False)
     num_classes, weights = len(dataset.class_names), None
     if pretrained is None:
         spec = random_start(settled, num_classes)
@@ -154,7 +156,7 @@ def find_learning_rate(
     step = create_step(
         model,
         average,
-        create_optimizer(model, settled.optimizer),
+        create_optimizer(model, settled.optimizer, seed=seed),
         input_spec=spec.input,
         loss=training_loss(images, settled, num_classes),
         num_parts=settled.num_parts,

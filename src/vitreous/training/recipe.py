@@ -15,6 +15,16 @@ from vitreous.training.recipe_header import RecipeHeader, parse_header
 # Fields of ViTConfig that the data and other fields of a recipe decide.
 NOT_ARCHITECTURE = ("image_size", "num_channels", "num_classes", "has_dynamic_size")
 
+# Fields of `Recipe` and of `OptimizerConfig` that training without labels has no use for.
+NOT_PRETRAINED = (
+    *("balance", "loss", "focal_gamma", "gamma_negative", "gamma_positive", "negative_clip"),
+    *("patience_epochs", "distillation"),
+)
+OPTIMIZER_NOT_PRETRAINED = (
+    *("label_smoothing", "trained", "lora_rank", "lora_alpha", "lora_layers"),
+    *("head_first_fraction", "head_first_rate"),
+)
+
 Balance = Literal["none", "weights", "sampling", "logits"]
 LossName = Literal["cross_entropy", "binary", "focal", "asymmetric"]
 OnNan = Literal["stop", "back"]

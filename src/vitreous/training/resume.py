@@ -1,7 +1,6 @@
 """An unfinished run taken up again: by the same command, or by its name alone."""
 
 import json
-import os
 import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,7 +9,7 @@ from typing import Any
 
 import tomli_w
 
-from vitreous.data import Dataset
+from vitreous.data import BUILT_IN, Dataset
 from vitreous.errors import ConfigError, DataError, MissingPathError, RunError, RunExistsError, VitreousError
 from vitreous.spec import Record
 from vitreous.training.checkpoint import Checkpoints
@@ -24,6 +23,7 @@ from vitreous.training.trackers import Trackers
 _FREE = ("recipe.checkpoint_every", "recipe.keep_checkpoints", "recipe.on_nan", "recipe.cache", "recipe.max_bad")
 _NOT_OPTIONS = (*_FREE, "command", "recipe_name", "data.root", "data.notes")
 _NOT_CALLED = ("out", "resume", "reporter")
+_PLACES = ("data", "recipe", "pretrained", "teacher")  # arguments that may be paths
 _MAX_NAMED = 6  # differences that an error lists
 
 
@@ -94,7 +94,7 @@ def describe_call(task: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
         if name == "data" and isinstance(value, Dataset):
             call[name] = None
         elif name not in _NOT_CALLED and value is not None and _is_plain(value):
-            call[name] = _absolute(value)
+            call[name] = _absolute(name, value)
     return call
 
 
@@ -123,11 +123,15 @@ def batch_of(out: str | Path | None, resume: Resume, recipe: Recipe, *, is_rate_
     return recipe.replace(batch_size=before.batch_size, optimizer=optimizer)
 
 
-def _absolute(value: Any) -> Any:
-    """Returns a value fit for JSON; a path holds wherever the run is resumed from."""
-    if isinstance(value, Path) or (isinstance(value, str) and os.sep in value and Path(value).exists()):
-        return str(Path(value).absolute())
-    return value
+def _absolute(name: str, value: Any) -> Any:
+    """Returns an argument fit for JSON; one that names a file or folder does so wherever the run is resumed from."""
+    if isinstance(value, Path):
+        return str(value.absolute())
+    if not isinstance(value, str) or name not in _PLACES or not Path(value).exists():
+        return value
+    # A bare name of a data set or of a recipe is never a path.
+    has_own_meaning = {"data": value in BUILT_IN, "recipe": not value.endswith(".toml")}.get(name, False)
+    return value if has_own_meaning else str(Path(value).absolute())
 
 
 def read_call(path: str | Path) -> dict[str, Any]:

@@ -47,21 +47,22 @@ def search_space(recipe: Recipe, fixed: Mapping[str, Any] | None = None) -> tupl
         fixed: Values that stay, as changes for `Recipe.merge`.
 
     Ranges: learning rate a tenth to ten times the recipe's, logarithmic; weight decay 0.005 to 0.5, logarithmic (linear
-    from 0 where the recipe has none); adamw or muon; label smoothing 0 to 0.3; smallest crop 0.1 to 1 of the area, or
-    largest shift 0 to an eighth of the image where the recipe shifts instead of cropping; policy none, trivial, rand or
-    three, and for rand its magnitude 1 to 10; mixup's alpha 0 to 0.8; stochastic depth 0 to 0.3.
+    from 0 where the recipe has none); adamw or muon; label smoothing 0 to 0.3, but for the asymmetric loss; smallest
+    crop 0.1 to 1 of the area, or largest shift 0 to twice the recipe's where it shifts instead of cropping; policy
+    none, trivial, rand or three, and for rand its magnitude 1 to 10; mixup's alpha 0 to 0.8; stochastic depth 0 to 0.3.
     """
     rate, decay = recipe.optimizer.learning_rate, recipe.optimizer.weight_decay
     space = [
         Dimension("optimizer.learning_rate", rate / 10, min(rate * 10, 10.0), is_log=True),
         Dimension("optimizer.weight_decay", 0.005 if decay else 0.0, 0.5, is_log=decay > 0),
         Dimension("optimizer.name", choices=("adamw", "muon")),
-        Dimension("optimizer.label_smoothing", 0.0, 0.3),
         Dimension("augment.policy", choices=("none", "trivial", "rand", "three")),
         Dimension("augment.rand_magnitude", 1.0, 10.0, needs=("augment.policy", "rand")),
         Dimension("augment.mixup_alpha", 0.0, 0.8),
         Dimension("architecture.stochastic_depth_rate", 0.0, 0.3),
     ]
+    if recipe.loss != "asymmetric":  # which takes none
+        space.insert(3, Dimension("optimizer.label_smoothing", 0.0, 0.3))
     if recipe.augment.has_crop:
         space.append(Dimension("augment.crop_scale", 0.1, 1.0))
     elif recipe.augment.shift_pixels:

@@ -43,7 +43,7 @@ class Tracker:
         """Takes one row of the history.
 
         Args:
-            step: Steps of training done.
+            step: Steps of training done; after a return to a checkpoint, smaller than in the call before.
             values: Numbers by name, such as `train/loss` and `val/accuracy`.
         """
 
@@ -72,12 +72,12 @@ class TensorBoardTracker(Tracker):
 
     def start(self, path: Path, config: Mapping[str, Any]) -> None:
         """Opens the event file, and writes the options."""
-        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
         from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
         from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionStartInfo
         from tensorboard.summary.writer.record_writer import RecordWriter
 
-        self._event, self._summary = Event, Summary
+        self._event, self._summary, self._session, self._last_step = Event, Summary, SessionLog, -1
         folder, number = path.parent / "tensorboard" / path.name, 1
         while folder.exists():  # events of two runs in one folder would be drawn as one
             number += 1
@@ -105,7 +105,10 @@ class TensorBoardTracker(Tracker):
         self._write(step=step, summary=self._summary(value=values))
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Writes scalars."""
+        """Writes scalars; where steps are done again, readers forget those of before."""
+        if step < self._last_step:
+            self._write(step=step, session_log=self._session(status=self._session.START))
+        self._last_step = step
         self._add(step, [self._summary.Value(tag=name, simple_value=value) for name, value in values.items()])
 
     def finish(self, step: int, metrics: Mapping[str, float], pictures: Mapping[str, Path]) -> None:
@@ -204,16 +207,19 @@ class WandbTracker(Tracker):
             reinit="create_new",  # folds: one run after the other in this process
             settings=wandb.Settings(console="off", silent=True),
         )
+        # The step as a number like others: W&B's own drops rows whose steps are done again.
+        self._run.define_metric("step")
+        self._run.define_metric("*", step_metric="step")
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Logs a row."""
-        self._run.log(dict(values), step=step)
+        self._run.log({"step": step, **values})
 
     def finish(self, step: int, metrics: Mapping[str, float], pictures: Mapping[str, Path]) -> None:
         """Puts final metrics into the summary, logs pictures, and waits until all is written."""
         import wandb
 
-        self._run.log({name: wandb.Image(str(path)) for name, path in pictures.items()}, step=step)
+        self._run.log({"step": step, **{name: wandb.Image(str(path)) for name, path in pictures.items()}})
         self._run.summary.update(dict(metrics))
         self._run.finish()
 
@@ -267,6 +273,8 @@ class Trackers:
         self._followers = [_Follower(create_tracker(each) if isinstance(each, str) else each) for each in unique]
         self._reporter = reporter
         self._step = 0
+        self._num_rows = 0
+        self._last_row: Mapping[str, Any] | None = None
         self._is_started = False
 
     def start(self, path: Path, config: Mapping[str, Any]) -> None:
@@ -274,8 +282,21 @@ class Trackers:
         self._is_started = True
         self._call(lambda tracker: tracker.start(path, config))
 
-    def log(self, row: Mapping[str, Any]) -> None:
-        """Takes one row of the history, as `fit` makes it."""
+    def follow(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Takes the history so far, as `fit` makes it; the rows that are new in it go to the trackers.
+
+        In a run that was resumed, the first call brings the rows from before the break too. After a return to a
+        checkpoint there are no more rows than before, and the last one is new.
+        """
+        if not rows or rows[-1] is self._last_row:
+            return
+        if self._last_row is None and len(rows) > 1 and self._followers:
+            self._reporter.note("Tracked  as a new run of each tracker; the rows from before the break go into it too")
+        for row in rows[min(self._num_rows, len(rows) - 1) :]:
+            self._log(row)
+        self._num_rows, self._last_row = len(rows), rows[-1]
+
+    def _log(self, row: Mapping[str, Any]) -> None:
         self._step = int(row["step"])
         values = {
             f"{split}/{rest}" if split in ("train", "val") and rest else name: float(value)
@@ -331,11 +352,11 @@ class Trackers:
 def follow_rows(
     write: Callable[[list[dict[str, Any]]], None], trackers: Trackers
 ) -> Callable[[list[dict[str, Any]]], None]:
-    """Returns what `fit` calls after each row: all rows to the run's files, by `write`, the new one to the trackers."""
+    """Returns what `fit` calls after each row: all rows to the run's files, by `write`, new ones to the trackers."""
 
     def on_row(rows: list[dict[str, Any]]) -> None:
         write(rows)
-        trackers.log(rows[-1])
+        trackers.follow(rows)
 
     return on_row
 

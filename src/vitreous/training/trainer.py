@@ -30,6 +30,7 @@ from vitreous.training.planning import (
     CONFIG_HEAD,
     check_start,
     describe_run,
+    describe_weights,
     fit_to_images,
     is_rate_given,
     pretrained_start,
@@ -48,6 +49,8 @@ from vitreous.training.results import create_evaluate, draw_run, evaluation_load
 from vitreous.training.resume import batch_of, describe_call, open_checkpoints, open_writer, unfinished
 from vitreous.training.run import Resume, Run, RunWriter, load_run
 from vitreous.training.trackers import Tracker, Trackers, follow_rows
+
+_FEW_STEPS = 20  # too few to learn much
 
 
 def train(
@@ -122,13 +125,18 @@ def train(
         spec, weights = random_start(settled, len(dataset.class_names)), None
     else:
         spec, weights, settled = pretrained_start(pretrained, changes.get("model"), settled, dataset, reporter)
-    spec = dataclasses.replace(spec, input=spec.input.replace(resize_mode=settled.resize_mode))
     train_images = dataset.splits["train"]
     policy = select_precision(settled.precision, keras.backend.backend())
+    labels_loss = training_loss(train_images, settled, len(dataset.class_names))
+    loss: Loss | DistillationLoss = labels_loss
+    if teacher is not None:
+        channels = spec.config.num_channels
+        asked = load_teacher(teacher, dataset, num_channels=channels, dtype=policy, reporter=reporter)
+        loss = DistillationLoss(labels_loss, settled.distillation, asked)
     if is_auto:
         has_rate = is_rate_given(changes)
         before = batch_of(out, resume, settled, is_rate_given=has_rate)
-        settled = before or _settle_batch(settled, spec, dataset, policy, reporter, is_rate_given=has_rate)
+        settled = before or _settle_batch(settled, spec, dataset, loss, policy, reporter, is_rate_given=has_rate)
     settled = fit_to_images(settled, len(train_images))
     loader = training_loader(
         train_images, spec.input, settled, reporter, seed=seed, num_classes=len(dataset.class_names)
@@ -138,18 +146,12 @@ def train(
             "Cannot stop early. Expected validation images beside patience_epochs. "
             f"Received: patience_epochs={settled.patience_epochs}, and no val split. Pass a val_fraction above 0."
         )
-    labels_loss = training_loss(train_images, settled, len(dataset.class_names))
-    loss: Loss | DistillationLoss = labels_loss
-    if teacher is not None:
-        channels = spec.config.num_channels
-        asked = load_teacher(teacher, dataset, num_channels=channels, dtype=policy, reporter=reporter)
-        loss = DistillationLoss(labels_loss, settled.distillation, asked)
     with Interrupt() as interrupt:
         writer = open_writer(out, dataset.name, overwrite=overwrite, resume=resume, reporter=reporter)
         with unfinished(writer, reporter, trackers):
             config = describe_run(dataset, recipe_name, settled, spec, split, policy)
             if pretrained is not None:
-                config["pretrained"] = str(pretrained)
+                config["pretrained"] = describe_weights(pretrained)
             if isinstance(loss, DistillationLoss):
                 config["teacher"] = loss.teacher.name
             checkpoints, config = open_checkpoints(writer, config, settled, resume=resume, reporter=reporter)
@@ -162,7 +164,14 @@ def train(
 
 
 def _settle_batch(
-    recipe: Recipe, spec: ModelSpec, dataset: Dataset, policy: str, reporter: Reporter, *, is_rate_given: bool
+    recipe: Recipe,
+    spec: ModelSpec,
+    dataset: Dataset,
+    loss: Loss | DistillationLoss,
+    policy: str,
+    reporter: Reporter,
+    *,
+    is_rate_given: bool,
 ) -> Recipe:
     """Returns the recipe with the largest batch that is worth its memory."""
 
@@ -175,7 +184,7 @@ def _settle_batch(
         create,
         recipe=recipe,
         input_spec=spec.input,
-        loss=training_loss(images, recipe, num_classes),
+        loss=loss,
         num_targets=num_classes if images.is_multi_label or recipe.augment.has_mixing else None,
         num_images=len(images),
         reporter=reporter,
@@ -248,6 +257,7 @@ def _train(
         on_nan=settled.on_nan,
     )
     writer.write_history(history.rows)
+    trackers.follow(history.rows)  # of a run that was resumed after its last step, nothing has been told yet
     loader.close()
     if history.best_weights is not None:
         _keep_both(average, history, settled, spec, writer.partial, reporter)
@@ -278,9 +288,6 @@ def _train(
     writer.write_text("metrics.json", json.dumps(metrics, indent=2))
     writer.write_text("README.md", describe_results(writer.path, writer.partial, config, metrics, history))
     trackers.finish(metrics, writer.partial)
-
-
-_FEW_STEPS = 20
 
 
 def _save_model(average: VisionTransformer, spec: ModelSpec, path: Path) -> None:

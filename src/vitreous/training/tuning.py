@@ -8,7 +8,6 @@ import math
 import os
 import shlex
 import shutil
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -23,7 +22,7 @@ from vitreous.errors import ConfigError, MissingDependencyError, RunError, Train
 from vitreous.evaluation import get_headline
 from vitreous.figures import draw_trials
 from vitreous.spec import check, check_minimum
-from vitreous.training.planning import settle_recipe, split_options, without_none
+from vitreous.training.planning import check_start, describe_command, settle_recipe, split_options, without_none
 from vitreous.training.progress import Reporter, Status, format_seconds
 from vitreous.training.recipe import Recipe, parse_seconds
 from vitreous.training.recipe_header import RecipeHeader
@@ -155,6 +154,7 @@ def tune(
         )
     changes = {key: value for key, value in changes.items() if value is not None and key not in ("epochs", "time")}
     recipe_name, base = settle_recipe(recipe or ("finetune" if pretrained else None), dataset, changes)
+    check_start(base, changes, has_weights=pretrained is not None, has_teacher=False)
     space = search_space(base, changes)
     splits = {name: dataset.splits[name] for name in ("train", "val")}
     session = _Session(
@@ -285,7 +285,7 @@ class _Session:
         )
         if earlier := self._trials(study):
             self.reporter.note(f"         goes on after {len(earlier)} trials of an earlier session")
-        is_interrupted, is_first = False, True
+        is_interrupted, has_warned = False, False
         longest = parse_seconds(self.length["time"]) if "time" in self.length else 1.0
         while num_trials is None or len(self._trials(study)) < num_trials:
             if self.clock.left < longest:
@@ -293,13 +293,13 @@ class _Session:
             start = time.monotonic()
             trial = study.ask()
             warnings, is_whole, is_interrupted = self._train(study, trial)
-            for text in warnings if is_first else ():
+            for text in () if has_warned else warnings:
                 self.reporter.warn(text)
+            has_warned = has_warned or bool(warnings)
             if not is_whole:
                 why = "interrupted" if is_interrupted else "the time is up"
                 self.reporter.note(f"Trial {trial.number:<3}cut short: {why}. A later session begins with it.")
                 break
-            is_first = False
             if study.trials[trial.number].state.name == "COMPLETE":
                 longest = max(longest, 1.05 * (time.monotonic() - start))
             self._tell(study, trial.number)
@@ -371,7 +371,7 @@ class _Session:
         """Trains once and tells the study.
 
         Returns:
-            The warnings, whether the trial came to an end of its own, and whether the user ended it.
+            What a whole trial warned of, whether the trial came to an end of its own, and whether the user ended it.
         """
         import optuna
         from optuna.trial import TrialState
@@ -381,6 +381,8 @@ class _Session:
             if each.needs is None or params.get(each.needs[0], each.needs[1]) == each.needs[1]:
                 params[each.key] = each.suggest(trial)
         recipe = self._recipe(params).merge(self.length)
+        if recipe.on_nan == "stop":  # a trial that was cut short begins anew
+            recipe = recipe.merge({"checkpoint_every": "none"})
         last: dict[str, float] = {}
         reported = 0
 
@@ -401,6 +403,7 @@ class _Session:
         work = self.folder / ".work"
         start = time.monotonic()
         state, score, is_whole, is_interrupted = TrialState.FAIL, None, True, False
+        told: list[str] = []  # a run that was broken off warns of what is removed here
         try:
             run = train(
                 self.dataset,
@@ -408,11 +411,13 @@ class _Session:
                 recipe=recipe,
                 **self.start,
                 seed=self.seed,
+                resume="never",  # what a killed session left may be of another trial
                 reporter=listener,
             )
             is_interrupted = bool(run.metrics["is_interrupted"])
             is_whole = not is_interrupted
             if is_whole:
+                told = listener.warnings
                 score, state = get_headline(run.metrics["val"])[1], TrialState.COMPLETE
         except optuna.TrialPruned:
             state = TrialState.PRUNED
@@ -427,7 +432,7 @@ class _Session:
         study.tell(trial, score, state=state)
         if not is_whole:
             study.enqueue_trial(params)
-        return listener.warnings, is_whole, is_interrupted
+        return told, is_whole, is_interrupted
 
     def _recipe(self, params: Mapping[str, Any]) -> Recipe:
         """Returns the recipe of a trial: the one to begin with, untouched, where the values are its own."""
@@ -500,17 +505,13 @@ class _Session:
             source=f"vitreous {__version__} tune, trial {best.number} of {len(trials)} ({pruned} given up early) of "
             f"{length} each, seed {self.seed}; all of them: trials.csv. The recipe as it was had "
             + next((f"{each.score:.2%}" for each in complete if self._recipe(each.params) is self.base), "no score"),
-            command=shlex.join(["vitreous", *sys.argv[1:]]) if _is_command() else "vitreous.tune(...)",
+            command=describe_command("tune"),
             minutes=best.seconds / 60,
             accuracy=f"{best.score:.2%} ({name} on {len(self.dataset.splits['val'])} validation images that chose it, "
             "so rather too high; 1 seed)",
         )
         _write_text(self.folder / "best.toml", header.format() + tomli_w.dumps(without_none(recipe.to_dict())))
         return recipe
-
-
-def _is_command() -> bool:
-    return len(sys.argv) > 1 and sys.argv[1] == "tune"
 
 
 def _short(value: Any) -> str:

@@ -613,7 +613,9 @@ def _read_keras(found: Source) -> _Reading:
     if not spec:
         spec = _run_input(found.path)
         if spec is None:
-            spec, notes = {}, ["the file does not tell mean and std: 0.5 is assumed"]
+            halves = (0.5,) * model.config.num_channels
+            spec = {"num_channels": model.config.num_channels, "mean": halves, "std": halves}
+            notes = ["the file does not tell mean and std: 0.5 is assumed"]
     origin = about.get("origin", {})
     return _Reading(
         config=model.config,
