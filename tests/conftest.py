@@ -10,6 +10,7 @@ import pytest
 os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ.setdefault("VITREOUS_COMPILE_CACHE", "off")  # what a test compiles is its own
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch waits long where its threads share cores with other processes
 # What prediction keeps, tests share; nothing of it stays.
 _KEPT: str | None = None
 if "VITREOUS_ENGINE_CACHE" not in os.environ:
