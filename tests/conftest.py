@@ -15,7 +15,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch waits long where its thre
 _KEPT: str | None = None
 if "VITREOUS_ENGINE_CACHE" not in os.environ:
     _KEPT = os.environ["VITREOUS_ENGINE_CACHE"] = tempfile.mkdtemp(prefix="vitreous-tests-engine-")
-# jax compiles what two tests have in common once: the workers, and the processes that tests start, share a folder.
+# Models here are tiny: compiling takes the time, not computing. So jax compiles without much optimisation, and
+# compiles once what two tests have in common: the workers, and the processes that tests start, share a folder.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     _COMPILED: str | None = tempfile.mkdtemp(prefix="vitreous-tests-jax-")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED

@@ -95,7 +95,7 @@ def test_second_pass_gives_the_same_answer(name):
 
 def along(gradients):
     """A small step along gradients: float32 tells the change that it makes."""
-    return (3e-2 * gradients / np.abs(gradients).max()).astype("float32")
+    return (5e-3 * gradients / np.abs(gradients).max()).astype("float32")
 
 
 def test_gradients_are_those_of_the_attention_weights():
