@@ -177,7 +177,7 @@ def test_the_command_line_resumes(folder, unbroken, tmp_path, call, monkeypatch)
     assert code == 2 and "Expected no --out beside --resume" in error
     code, _, error = call("pretrain", "--resume", "run")
     assert code == 2 and "Resume it with: vitreous train --resume run" in error
-    code, output, _ = call("train", "--resume", "run", "--checkpoint-every", "1h")
+    code, output, _ = call("train", "--resume", "run", "--checkpoint-every", "1h", "--no-report")
     assert code == 0 and "Resumed  at step" in output
     assert_same(vitreous.load_run(out), unbroken)
     code, _, error = call("train", "--resume", "run")
