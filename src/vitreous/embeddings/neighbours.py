@@ -10,6 +10,7 @@ import numpy as np
 from vitreous.data import ImageSet, decode_image, load_images, resize_image
 from vitreous.data.sources import change_config, read_source
 from vitreous.embeddings.backbone import Backbone, load_backbone
+from vitreous.embeddings.extract import OPTIONAL_COLUMNS
 from vitreous.embeddings.files import Embeddings, Label, load_embeddings
 from vitreous.errors import ConfigError, DataError, MissingPathError, VitreousError
 from vitreous.spec import check
@@ -196,5 +197,4 @@ def _read_again(record: dict[str, Any]) -> ImageSet:
     config = change_config(None, record.get("options", {}))
     if not record.get("is_labelled"):
         return load_images(record["data"], config)
-    optional = {"split_column", "group_column"}
-    return read_source(record["data"], config, min_classes=1, may_lack=optional).all_images()
+    return read_source(record["data"], config, min_classes=1, may_lack=OPTIONAL_COLUMNS).all_images()
