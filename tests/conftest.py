@@ -42,6 +42,20 @@ def pytest_unconfigure():
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.fixture(scope="module")
+def quick_compile():
+    """Has jax compile in half the time, for tests of models that are compiled once and run a few times."""
+    if os.environ["KERAS_BACKEND"] != "jax":
+        yield
+        return
+    import jax
+
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 @pytest.fixture
 def threads_side_by_side(monkeypatch):
     """Lets the loader use as many threads for the small images of a test as it would for large ones."""

@@ -26,6 +26,8 @@ from vitreous.figures import draw_neighbours
 from vitreous.model import normalize_images
 from vitreous.spec import ViTConfig
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 
 @pytest.fixture(scope="module")
 def colours(tmp_path_factory):
