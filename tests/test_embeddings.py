@@ -223,7 +223,7 @@ def test_no_such_backbone(source, error, text):
 
 
 def test_options_that_cannot_work(backbone, colours, tmp_path):
-    with pytest.raises(ConfigError, match=r"Expected an index from -2 to 1. Received: block=5"):
+    with pytest.raises(ConfigError, match=r"^Cannot read a block of tiny\. Expected an index from -2 to 1\."):
         embed(backbone, colours, block=5)
     with pytest.raises(ConfigError, match="pooling='max'"):
         embed(backbone, colours, pooling="max")
@@ -359,6 +359,7 @@ def test_cli_errors(call, backbone, colours, table, tmp_path):
         (("embed", backbone, colours, "--out", tmp_path / "no" / "x.npz"), "Received: no folder"),
         (("embed", backbone, colours, "--out", tmp_path / "x.csv"), "ends in .parquet or .npz"),
         (("neighbours", backbone, "red/01.png"), "Pass --data DATA"),
+        (("neighbours", tmp_path / "none", "red/01.png", "-k", 0), "Received: k=0"),  # before anything is embedded
         (("neighbours", table, "red/01.png", "--data", colours), "Expected --data and --save with a backbone"),
         (("neighbours", tmp_path / "none.parquet", "red/01.png"), "Make it: vitreous embed"),
         (("neighbours", table, "red/01.png", "--out", tmp_path / "x.txt"), "ends in .png"),

@@ -141,7 +141,9 @@ def neighbours(
         )
     start_backend(backend)
     from vitreous.embeddings import find_neighbours, load_embeddings
+    from vitreous.embeddings.neighbours import check_count
 
+    check_count(k)  # before anything is embedded
     if is_file:
         bank, backbone = load_embeddings(embeddings), None
     else:

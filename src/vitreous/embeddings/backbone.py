@@ -84,10 +84,8 @@ class Backbone:
             f"pooling={pooling!r}",
             "Pass one of them.",
         )
-        reader = _Reader(self.model, block, pooling)
-        config = self.model.config
-        reader(keras.KerasTensor((1, *config.image_size, config.num_channels)))  # a wrong block or token fails here
-        return create_predict_function(reader, self.input_spec)
+        self.model.check_features(block, "class" if pooling == "class" else None)  # before anything is computed
+        return create_predict_function(_Reader(self.model, block, pooling), self.input_spec)
 
 
 class _Reader(keras.Model):

@@ -71,7 +71,7 @@ def find_neighbours(
     print(neighbours[0].name, neighbours[0].similarity)
     ```
     """
-    check(k >= 1, "Cannot find neighbours.", "k of at least 1", f"k={k}", "Pass 1 or more.")
+    check_count(k)
     bank = embeddings if isinstance(embeddings, Embeddings) else load_embeddings(embeddings)
     if bank.vectors.ndim != 2:
         raise ConfigError(
@@ -93,6 +93,11 @@ def find_neighbours(
         labels = bank.labels
         found.append([Neighbour(bank.names[i], s, labels[i] if labels else None, bank.splits[i], i) for i, s in pairs])
     return found
+
+
+def check_count(k: int) -> None:
+    """Raises `ConfigError` for a number of neighbours below 1."""
+    check(k >= 1, "Cannot find neighbours.", "k of at least 1", f"k={k}", "Pass 1 or more.")
 
 
 def search(bank: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
