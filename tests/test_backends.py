@@ -14,6 +14,7 @@ TESTS = [
     "test_layers_fast.py",
     "test_model.py",
     "test_explanation.py",
+    "test_look.py",
     "test_training_step.py",
     "test_training_adapt.py",
     "test_training_losses.py",

@@ -74,6 +74,7 @@ def test_train_evaluate_predict(call, tmp_path, image):
     assert "Backend  jax" in err
     assert "Test     accuracy" in text
     assert f"vitreous predict {out}" in text
+    assert f"Report   {out}/report.html (" in text and (out / "report.html").is_file()
     code, text, _ = call("evaluate", out, "--json", "-")
     assert json.loads(text)["accuracy"] == json.loads((out / "metrics.json").read_text())["test"]["accuracy"]
     code, text, _ = call("predict", out, image, "--top-k", 3)
@@ -272,7 +273,7 @@ def test_live_bar_in_a_terminal(tmp_path):
     """In a terminal there is a bar with loss, accuracy, speed and time left, and rows stay above it."""
     main_end, process_end = pty.openpty()
     process = subprocess.Popen(
-        [*VITREOUS, "train", "digits", "--epochs", "2", "--out", str(tmp_path / "run")],
+        [*VITREOUS, "train", "digits", "--no-report", "--epochs", "2", "--out", str(tmp_path / "run")],
         stdout=process_end,
         stderr=process_end,
         env={**ENVIRONMENT, "TERM": "xterm-256color", "COLUMNS": "110"},
@@ -314,7 +315,7 @@ def test_data_options_everywhere(call, table, tmp_path):
 def test_help_names_every_source(call):
     from vitreous.data import BUILT_IN
 
-    for command in ("train", "pretrain", "evaluate", "predict", "inspect", "augment"):
+    for command in ("train", "pretrain", "evaluate", "report", "predict", "inspect", "augment"):
         text = " ".join(call(command, "--help")[1].replace("│", " ").split())
         for source in ("zip or tar", ".parquet", "WebDataset", "save_to_disk", "URL", *BUILT_IN):
             assert source in text, (command, source)
@@ -340,7 +341,7 @@ def test_training_leaves_tensorflow_alone(tmp_path):
 import sys
 from vitreous.cli import main
 try:
-    main(["train", "digits", "--epochs", "1", "--backend", "jax", "--out", {out!r}])
+    main(["train", "digits", "--no-report", "--epochs", "1", "--backend", "jax", "--out", {out!r}])
 finally:
     print("loaded", "tensorflow" in sys.modules)
 """

@@ -308,6 +308,24 @@ def test_each_image_has_a_file_of_its_own():
     assert _stems(names) == ["x-1-2", "x-2-2", "x-1", "x-2", "y_z"]
 
 
+def test_cli_page(call, run_folder, pictures):
+    folder, names = pictures
+    page = folder / "page.html"
+    arguments = ("explain", run_folder, folder / "a" / "one.png", "--html", page, "--class", "none")
+    code, text, err = call(*arguments)
+    assert code == 0, err
+    assert text.startswith(f"{folder / 'a' / 'one.png'}: {names[0]} ") and f"Wrote {page}" in err
+    assert not (folder / "explanations").exists()
+    html = page.read_text(encoding="utf-8")
+    data = html.partition('id="look-data">')[2].partition("</script>")[0]
+    found = json.loads(data)
+    assert found["name"] == "one.png" and found["look"]["predictions"][0]["class"] == names[0]
+    assert set(found["look"]["relevance"]) == set(NAMES)  # the three most probable ones, and the one that was asked for
+    code, text, _ = call(*arguments, "--json")
+    answer = json.loads(text)["images"][0]
+    assert (code, answer["class"], answer["files"]) == (0, names[0], [str(page)])
+
+
 def test_cli_wrong_input(call, run_folder, pictures):
     folder, _ = pictures
     image = folder / "a" / "one.png"
@@ -319,6 +337,13 @@ def test_cli_wrong_input(call, run_folder, pictures):
         ((run_folder, image, "--method", "magic"), "magic"),
         ((run_folder, image, "--block", "7"), "Received: block=7"),
         ((run_folder, image, "--faithfulness", "--method", "pca"), "it gives no value for each patch"),
+        (
+            (run_folder, folder / "b", "--html", folder / "x.html"),
+            "Expected one image with --html. Received: 2 images.",
+        ),
+        ((run_folder, image, "--html", folder / "x.html", "--npz", "--head", "0"), "Received: --head, --npz. Leave"),
+        ((run_folder, image, "--html", folder / "none" / "x.html"), "Pass another --html."),
+        ((run_folder, image, "--html", folder / "x.html", "--class", "pink"), "Received: class='pink'"),
     ):
         code, out, err = call("explain", *arguments)
         assert (code, out) == (2, ""), (arguments, out)

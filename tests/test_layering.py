@@ -24,6 +24,7 @@ RANKS = (
     {"measurement", "inspection", "explanation", "export", "embeddings"},  # these read what training leaves
     {"engine"},
     {"prediction", "answers"},
+    {"look"},
     {"report"},
     {"server"},
     {"cli"},

@@ -1,10 +1,10 @@
 """The page of an inspection: whole, escaped, and from nowhere else."""
 
 import re
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from html_page import Page, assert_self_contained
 from inspection_data import make_faulty, photo
 
 from vitreous.data import Dataset, ImageSet, load_dataset
@@ -12,34 +12,6 @@ from vitreous.data.inspection import inspect_dataset, inspect_fast
 from vitreous.report import render_inspection
 from vitreous.report.inspection import MAX_ITEMS, MAX_NAMES
 from vitreous.text import escape_text as shown
-
-VOID = {"meta", "link", "img", "br", "wbr", "input", "hr"}
-
-
-class Page(HTMLParser):
-    """Tags with attributes, text, and whether every tag is closed in order."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.tags, self.open, self.words = [], [], []
-        self.feed(html)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append((tag, dict(attributes)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.words.append(data)
-
-    @property
-    def text(self):
-        return " ".join("".join(self.words).split())
 
 
 @pytest.fixture(scope="module")
@@ -65,23 +37,6 @@ def test_page_names_every_finding(html, inspection):
                 assert ref.file in page.text
     assert "3 errors" in page.text and "10 warnings" in page.text
     assert "66 images, 4 classes: 48 train, 8 val, 10 test" in page.text
-
-
-def assert_self_contained(html):
-    page = Page(html)
-    assert not {tag for tag, _ in page.tags} & {"script", "link", "iframe", "object", "embed", "form", "base"}
-    for tag, attributes in page.tags:
-        for name, value in attributes.items():
-            assert not name.startswith("on"), (tag, name)
-            if name in ("src", "href", "srcset", "action", "poster", "data", "xlink:href"):
-                assert value.startswith(("data:image/webp;base64,", "#")), (tag, value)
-    style = re.search(r"<style>(.*?)</style>", html, flags=re.DOTALL)[1]
-    assert "url(" not in style and "@import" not in style
-    assert "://" not in html
-    policy = next(a["content"] for tag, a in page.tags if a.get("http-equiv") == "Content-Security-Policy")
-    assert policy.startswith("default-src 'none'; img-src data:;")
-    assert len(re.findall("<title>", html.split("<style>")[0])) == 1
-    return page
 
 
 def test_page_needs_nothing_from_elsewhere(html):

@@ -315,6 +315,20 @@ def test_half_of_a_joined_tensor_is_missing(tmp_path):
         import_weights(path)
 
 
+def test_a_model_with_a_stem_takes_another_size_and_other_classes(tmp_path):
+    model = create_model("vit_nano_stem_patch4_32", num_blocks=1, projection_dim=32, stem_dim=16, num_heads=2)
+    model.save(tmp_path / "stem.keras")
+    report = import_weights(tmp_path / "stem.keras", num_classes=3, image_size=24)
+    mine, theirs = model.get_weights(), report.model.get_weights()
+    assert report.model.config.grid_size == (6, 6)
+    assert report.notes[1:] == ("positions resized 8x8 -> 6x6", "fresh head for 3 classes (the file has 1000)")
+    same = [i for i, (a, b) in enumerate(zip(mine, theirs, strict=True)) if a.shape == b.shape]
+    assert len(same) == len(mine) - 3  # but positions and the head's two
+    assert all((mine[i] == theirs[i]).all() for i in same)
+    with pytest.raises(WeightsError, match=r"Expected 4x4, that of the stem\. Received: patch_size=\(8, 8\)"):
+        import_weights(tmp_path / "stem.keras", patch_size=8)
+
+
 def test_other_files_are_refused(cls, tmp_path):
     write_safetensors(tmp_path / "other.safetensors", outgoing({"conv1.weight": np.zeros((1,), "float32")}))
     with pytest.raises(WeightsError, match=r"Expected a Vision Transformer with the names of timm .* conv1.weight"):

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from vitreous.model import VisionTransformer, create_model
     from vitreous.prediction import predict
     from vitreous.registry import get_spec, list_models, list_weights
+    from vitreous.report import write_report
     from vitreous.spec import InputSpec, ModelSpec, ViTConfig, WeightsSource
     from vitreous.training.pretrainer import pretrain
     from vitreous.training.rate_search import find_learning_rate
@@ -62,6 +63,7 @@ __all__ = [
     "Engine",
     "export_model",
     "inspect",
+    "write_report",
     "explain",
     "embed",
     "find_neighbours",
@@ -100,6 +102,7 @@ _HOMES = {
     "Engine": "vitreous.engine",
     "export_model": "vitreous.export.write",
     "inspect": "vitreous.inspection",
+    "write_report": "vitreous.report",
     "explain": "vitreous.explanation",
     "embed": "vitreous.embeddings",
     "find_neighbours": "vitreous.embeddings",

@@ -11,6 +11,7 @@
     │   └── RunExistsError     (FileExistsError)    a run that would be overwritten
     ├── TrainingError          (RuntimeError)       training that cannot go on
     ├── ExportError            (ValueError)         an export that cannot be read, or does not agree with its model
+    ├── RequestError           (ValueError)         a request that the server refuses, with its HTTP status
     └── MissingDependencyError (ImportError)        an optional package that is not installed
 
 Each message has four parts: what failed; what was expected; `Received: name=value`; what to do.
@@ -93,6 +94,21 @@ class TrainingError(VitreousError, RuntimeError):
 
 class ExportError(VitreousError, ValueError):
     """An export cannot be written or read, or answers otherwise than the model that it was made from."""
+
+
+class RequestError(VitreousError, ValueError):
+    """A request that the server refuses.
+
+    Args:
+        status: HTTP status of the answer, 400 or more.
+        message: What failed, what was expected, what was received, what to do.
+        headers: More headers of the answer.
+    """
+
+    def __init__(self, status: int, message: str, headers: dict[str, str] | None = None):
+        super().__init__(message)
+        self.status = status
+        self.headers = headers or {}
 
 
 class MissingDependencyError(VitreousError, ImportError):

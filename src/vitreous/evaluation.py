@@ -394,6 +394,19 @@ def rank_scores(scores: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> t
     return areas, precisions
 
 
+TITLES = {
+    "top5_accuracy": "top-5 accuracy",
+    "macro_precision": "precision, mean over classes",
+    "macro_recall": "recall, mean over classes",
+    "macro_f1": "F1, mean over classes",
+    "micro_f1": "F1 over all labels",
+    "macro_roc_auc": "ROC-AUC, mean over classes",
+    "mean_average_precision": "average precision, mean over classes",
+    "exact_match": "all labels right",
+}
+"""What numbers of `compute_all_metrics` are called in tables, beside the accuracy and the loss."""
+
+
 def get_headline(metrics: Mapping[str, Any]) -> tuple[str, float]:
     """Returns the name and the value of the one number that sums up what `compute_metrics` returned."""
     name = "accuracy" if "accuracy" in metrics else "mean_average_precision"

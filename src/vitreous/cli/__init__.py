@@ -11,6 +11,8 @@ from vitreous import __version__
 from vitreous.cli.features import embed, neighbours, probe
 from vitreous.cli.look import explain
 from vitreous.cli.measure import calibrate, evaluate
+from vitreous.cli.report import report
+from vitreous.cli.serve import serve
 from vitreous.cli.tools import convert, models, patches, recipes
 from vitreous.cli.train import draw_augmented, pretrain, train
 from vitreous.cli.tune import find_lr, tune
@@ -35,6 +37,7 @@ _COMMANDS: dict[str, Callable[..., int]] = {
     "tune": tune,
     "evaluate": evaluate,
     "calibrate": calibrate,
+    "report": report,
     "predict": predict,
     "export": export,
     "inspect": inspect,
@@ -42,6 +45,7 @@ _COMMANDS: dict[str, Callable[..., int]] = {
     "embed": embed,
     "neighbours": neighbours,
     "probe": probe,
+    "serve": serve,
     "patches": patches,
     "augment": draw_augmented,
     "convert": convert,

@@ -13,14 +13,15 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from vitreous.cli.options import Backend, describe_source, parse_size, start_backend
-from vitreous.cli.printing import show_progress
+from vitreous.cli.printing import check_output, open_output, show_progress
 from vitreous.errors import ConfigError, DataError, ImageError
 from vitreous.text import escape_text
 
 if typing.TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from vitreous.explanation import Explanation, Faithfulness
+    from vitreous.data import ImageSet
+    from vitreous.explanation import Explainer, Explanation, Faithfulness
 
 MethodName = Literal[
     "all",
@@ -60,6 +61,7 @@ def explain(
     image_column: str | None = None,
     json_output: Annotated[bool, Parameter(name="--json", negative=())] = False,
     npz: Annotated[bool, Parameter(negative=())] = False,
+    html: Path | None = None,
     out: Path = Path("explanations"),
     backend: Backend | None = None,
 ) -> int:
@@ -89,12 +91,23 @@ def explain(
         image_column: Column of a table that holds the images. Default: found by its name.
         json_output: Print JSON: the answer, and each map with its numbers.
         npz: Write all arrays of each image as NumPy's .npz beside its picture.
+        html: Write a page about one image to this file, instead of pictures: answer, attention of every block and head,
+            rollout, relevance, positions, and a walk through the model. It opens in any browser, without a server.
         out: Folder for the pictures; made if it is not there.
         backend: Keras backend. Default: KERAS_BACKEND, else the fastest one installed for this hardware.
     """
     size = parse_size(image_size, "image-size")
     if out.exists() and not out.is_dir():
         raise ConfigError(f"Cannot write to {out}. Expected a folder. Received: a file. Pass another --out.")
+    check_output(html, "--html")
+    if html:
+        given = {"method": method, "block": block is not None, "head": head is not None, "fill": fill != "mean"}
+        given |= {"steps": steps != 4, "smooth": smooth, "faithfulness": faithfulness, "npz": npz}
+        if others := [f"--{name}" for name, is_given in given.items() if is_given]:
+            raise ConfigError(
+                "Cannot write the page. Expected --html without options of pictures. "
+                f"Received: {', '.join(others)}. Leave them out, or run vitreous explain again without --html."
+            )
     from vitreous.data import DataConfig, load_images
     from vitreous.data.sources.folders import is_image_name
     from vitreous.explanation import (
@@ -108,8 +121,21 @@ def explain(
 
     located = locate_model(model)  # first: a wrong path should not cost the time that Keras takes to start
     found = load_images(images, DataConfig(image_column=image_column))
+    if html and len(found) != 1:
+        raise ConfigError(
+            f"Cannot write the page. Expected one image with --html. Received: {len(found)} images. Name one of them."
+        )
     start_backend(backend)
     explainer = load_explainer(located, image_size=size)
+    if html:
+        answer = _write_page(explainer, found, target, html)
+        if json_output:
+            json.dump({"model": model, "images": [answer]}, sys.stdout, indent=2, ensure_ascii=False)
+            print()
+        else:
+            share = "" if answer["class"] is None else f": {escape_text(answer['class'])} {answer['probability']:.1%}"
+            print(f"{escape_text(answer['image'])}{share}")
+        return 0
     chosen = None if method is None or "all" in method else list(method)
     names = explainer.check_methods(chosen)
     for each in METHODS if chosen is None else ():
@@ -181,12 +207,33 @@ def explain(
         if not json_output:
             print("\n".join([*_table(measured), f"Wrote {path}"]))
     if json_output:
-        answer: dict[str, Any] = {"model": model, "images": results}
+        everything: dict[str, Any] = {"model": model, "images": results}
         if measured:
-            answer["faithfulness"] = measured.to_dict()
-        json.dump(answer, sys.stdout, indent=2, ensure_ascii=False)
+            everything["faithfulness"] = measured.to_dict()
+        json.dump(everything, sys.stdout, indent=2, ensure_ascii=False)
         print()
     return 0
+
+
+def _write_page(explainer: "Explainer", images: "ImageSet", target: str | None, path: Path) -> dict[str, Any]:
+    """Writes the page of the only image, with one more class than usual if it is asked for; returns the answer."""
+    from vitreous.look import look
+    from vitreous.report import render_look
+
+    image = images.load(0, explainer.input_spec.num_channels)
+    more = [] if target is None else [explainer.find_class(target)]
+    found = look(explainer, image)
+    if more:
+        found["relevance"] |= look(explainer, image, classes=more)["relevance"]
+    with open_output(path) as file:
+        file.write(render_look(found, name=Path(images.names[0]).name))
+    first = found["predictions"][0] if found["predictions"] else {"class": None, "probability": None}
+    return {
+        "image": str(images.names[0]),
+        "files": [str(path)],
+        "class": first["class"],
+        "probability": first["probability"],
+    }
 
 
 def _line(name: str, explanation: "Explanation", files: list[Path]) -> str:

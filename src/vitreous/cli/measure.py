@@ -201,21 +201,11 @@ def _interval(low: float, high: float) -> str:
     return f"{low:.2%} to {high:.2%}"
 
 
-_NUMBERS = {
-    "top5_accuracy": "top-5 accuracy",
-    "macro_precision": "precision, mean over classes",
-    "macro_recall": "recall, mean over classes",
-    "macro_f1": "F1, mean over classes",
-    "micro_f1": "F1 over all labels",
-    "macro_roc_auc": "ROC-AUC, mean over classes",
-    "mean_average_precision": "average precision, mean over classes",
-    "exact_match": "all labels right",
-}
-
-
 def _print_numbers(console: "Console", metrics: dict[str, Any]) -> None:
+    from vitreous.evaluation import TITLES
+
     table = _create_table("", "", "95% interval", "")
-    for name, title in _NUMBERS.items():
+    for name, title in TITLES.items():
         if metrics.get(name) is None:
             continue
         interval = metrics["intervals"].get(name)

@@ -10,6 +10,7 @@ from cyclopts import Group, Parameter
 
 from vitreous.backend import select_backend
 from vitreous.errors import ConfigError
+from vitreous.server.settings import ServerConfig
 from vitreous.spec import AugmentConfig, DataConfig, ViTConfig
 from vitreous.training.recipe import NOT_ARCHITECTURE, DistillationConfig, MaskedConfig, OptimizerConfig, Recipe
 
@@ -77,6 +78,7 @@ if typing.TYPE_CHECKING:
     DistillationOptions: typing.TypeAlias = Any
     AugmentOptions: typing.TypeAlias = Any
     ArchitectureOptions: typing.TypeAlias = Any
+    ServerOptions: typing.TypeAlias = Any
 else:
     MaskedOptions = _optional(MaskedConfig, "MaskedOptions")
     DataOptions = _optional(DataConfig, "DataOptions", without=("num_folds",))
@@ -93,6 +95,7 @@ else:
     DistillationOptions = _optional(DistillationConfig, "DistillationOptions")
     AugmentOptions = _optional(AugmentConfig, "AugmentOptions")
     ArchitectureOptions = _optional(ViTConfig, "ArchitectureOptions", without=NOT_ARCHITECTURE)
+    ServerOptions = _optional(ServerConfig, "ServerOptions")
 
 
 def given(options: Any) -> dict[str, Any]:

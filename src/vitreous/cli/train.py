@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import sys
 import typing
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -54,6 +55,7 @@ def train(
     overwrite: Annotated[bool, Parameter(negative=())] = False,
     resume: Path | None = None,
     anew: Annotated[bool, Parameter(name="--no-resume", negative=())] = False,
+    report: Annotated[bool, Parameter(negative="--no-report")] = True,
     track: Track = None,
     backend: Backend | None = None,
     data_options: Annotated[DataOptions | None, Parameter(name="*", group=DATA)] = None,
@@ -85,6 +87,7 @@ def train(
             other options gives way too.
         resume: Continue the unfinished run of this path, with the data and options that it began with.
         anew: Remove an unfinished run that lies at --out, and begin anew. Default: the same command continues it.
+        report: Write report.html into the run too, without robustness; not for each of --folds.
         backend: Keras backend. Default: KERAS_BACKEND, else the fastest one installed for this hardware.
         data_options: Columns and splits.
         options: Values that differ from the recipe's.
@@ -129,8 +132,24 @@ def train(
     names = ("curves", "confusion", "labels", "predictions", "reliability", "patches", "augmented")
     pictures = [f"{name}.png" for name in names if (path / f"{name}.png").exists()]
     print(f"Look at  {path}/README.md, {', '.join(pictures)}")
+    if report:
+        _write_report(run)
     print(f"Use it   vitreous predict {shlex.quote(str(path))} IMAGE...")
     return 130 if run.metrics["is_interrupted"] else 0
+
+
+def _write_report(run: "Run") -> None:
+    """Writes the report of a run that was just trained; a run without one is a run all the same."""
+    from vitreous.cli.report import report_line
+    from vitreous.errors import VitreousError
+    from vitreous.report import write_report
+
+    if not {"val", "test"} & set(run.metrics):
+        return  # nothing to measure it on
+    try:
+        print(report_line(write_report(run, split="test" if "test" in run.metrics else "val")))
+    except VitreousError as error:
+        print(f"Warning: there is no report: {error}", file=sys.stderr)
 
 
 def pretrain(

@@ -283,15 +283,20 @@ def _silence_pillow() -> None:
         warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
-@functools.cache
 def _formats() -> tuple[str, ...]:
-    """Loads Pillow's readers that may be used, and returns the formats that they read."""
+    """Returns the formats that may be read. Pillow may still be registering one in another thread: not for keeping."""
     from PIL import Image
 
+    _load_readers()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
+@functools.cache
+def _load_readers() -> None:
+    """Loads Pillow's readers that may be used."""
     for plugin in _PLUGINS:
         with contextlib.suppress(ImportError):  # an older Pillow has fewer
             importlib.import_module(f"PIL.{plugin}ImagePlugin")
-    return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
 def _read_small(source: Any) -> Any:

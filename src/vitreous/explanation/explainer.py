@@ -377,9 +377,7 @@ class _Question:
     def _relevance(self) -> Any:
         trace = self.trace
         relevance = maps.relate(trace.attention, trace.attention_gradients, self.config.num_parallel)
-        # What a mean over patches has of each patch itself is the same for all, and left out.
-        itself = 0 if self.config.pooling == "map" else np.eye(len(relevance), dtype="float32")
-        values = maps.read_patches(self.config, relevance - itself, trace, use_gradients=True)
+        values = maps.read_relevance(self.config, relevance, trace)
         note = f"gradients of {self.steps} step{'s' * (self.steps > 1)}"
         return values, "relevance", note, {"relevance": relevance}
 

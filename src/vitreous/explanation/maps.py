@@ -52,6 +52,13 @@ def read_patches(
     return shares.mean(axis=0) @ weights[prefix:, prefix:]
 
 
+def read_relevance(config: "ViTConfig", relevance: np.ndarray, trace: "Trace") -> np.ndarray:
+    """Returns how relevant each patch is for the class, (P,), by `relate`'s (N, N)."""
+    # What a mean over patches has of each patch itself is the same for all, and left out.
+    itself = 0 if config.pooling == "map" else np.eye(len(relevance), dtype="float32")
+    return read_patches(config, relevance - itself, trace, use_gradients=True)
+
+
 def roll_out(attention: np.ndarray) -> np.ndarray:
     """Returns attention rollout: how much of each token's value comes from each token at the input.
 
@@ -136,17 +143,16 @@ def colour_scores(scores: np.ndarray) -> np.ndarray:
     return np.clip((scores - low) / spread, 0, 1).astype("float32")
 
 
-def compare_positions(model: "VisionTransformer", grid_size: tuple[int, int]) -> tuple[np.ndarray, str]:
-    """Returns how similar the positions of patches are to each other, and which positions these are.
+def get_positions(model: "VisionTransformer", grid_size: tuple[int, int]) -> tuple[np.ndarray, str]:
+    """Returns a vector for the position of each patch, and what these are.
 
     Args:
         model: Whose positions.
         grid_size: (rows, columns) of patches; learned positions are resized to it.
 
     Returns:
-        (P, P) float32 cosine similarities, in [-1, 1], and `"learned"`, `"sincos"` or `"rotary"`. Rotary positions have
-        no vectors: theirs is the similarity that the rotation leaves of a query and an equal key, the mean cosine of
-        the angles between the two patches.
+        (P, F) float32, and `"learned"` or `"sincos"`, which are added to the tokens (F is D); or `"rotary"`, by which
+        queries and keys are turned: the cosines and the sines of the angles.
 
     Raises:
         ConfigError: If the model has no positions.
@@ -156,10 +162,10 @@ def compare_positions(model: "VisionTransformer", grid_size: tuple[int, int]) ->
         vectors = np.asarray(model.patch_encoder.position_embedding)[0, config.num_prefix_positions :]
         if grid_size != config.grid_size:
             vectors = resize_grid_matrix(config.grid_size, grid_size) @ vectors
-        kind = "learned"
-    elif config.position == "sincos":
-        vectors, kind = sincos_positions(grid_size, config.projection_dim), "sincos"
-    elif config.rope != "none":
+        return vectors, "learned"
+    if config.position == "sincos":
+        return sincos_positions(grid_size, config.projection_dim), "sincos"
+    if config.rope != "none":
         tables = rope_tables(
             config.rope,
             grid_size,
@@ -167,12 +173,29 @@ def compare_positions(model: "VisionTransformer", grid_size: tuple[int, int]) ->
             temperature=config.rope_temperature,
             reference_grid=config.rope_reference_grid,
         )
-        vectors, kind = np.concatenate(tables, axis=1), "rotary"
-    else:
-        raise ConfigError(
-            f"Cannot compare positions of {model.name}. Expected a model that has some. Received: position='none', "
-            "rope='none'. Pass another."
-        )
+        return np.concatenate(tables, axis=1), "rotary"
+    raise ConfigError(
+        f"Cannot compare positions of {model.name}. Expected a model that has some. Received: position='none', "
+        "rope='none'. Pass another."
+    )
+
+
+def compare_positions(model: "VisionTransformer", grid_size: tuple[int, int]) -> tuple[np.ndarray, str]:
+    """Returns how similar the positions of patches are to each other, and which positions these are.
+
+    Args:
+        model: Whose positions.
+        grid_size: (rows, columns) of patches.
+
+    Returns:
+        (P, P) float32 cosine similarities, in [-1, 1], and the kind, as of `get_positions`. For rotary positions it is
+        the similarity that the rotation leaves of a query and an equal key: the mean cosine of the angles between the
+        two patches.
+
+    Raises:
+        ConfigError: If the model has no positions.
+    """
+    vectors, kind = get_positions(model, grid_size)
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     units = vectors / np.maximum(lengths, np.finfo("float32").tiny)
     return (units @ units.T).astype("float32"), kind

@@ -27,7 +27,11 @@ _PERCENT = FuncFormatter(lambda value, _: f"{100 * value:.4g}%")
 
 
 def draw_reliability(
-    calibration: Mapping[str, Any], out: str | Path, *, after: Mapping[str, Any] | None = None
+    calibration: Mapping[str, Any],
+    out: str | Path,
+    *,
+    after: Mapping[str, Any] | None = None,
+    title: str = "as trained",
 ) -> Path:
     """Draws how often answers are right against how sure they are; below, how many answers are how sure.
 
@@ -37,6 +41,7 @@ def draw_reliability(
         calibration: What `compute_calibration` returns.
         out: File to write: .png, .svg or .pdf. An existing one is replaced.
         after: The same with the temperature, drawn beside it.
+        title: What `calibration` is of, where nothing is drawn beside it.
 
     Returns:
         The path written.
@@ -53,7 +58,7 @@ def draw_reliability(
         )
     figure = create_figure(400 * len(parts) + 40, 480)
     axes = figure.subplots(2, len(parts), height_ratios=(4, 1), sharex="col", sharey="row", squeeze=False)
-    titles = ["as trained"] if after is None else ["before the temperature", "after"]
+    titles = [title] if after is None else ["before the temperature", "after"]
     for column, (part, title) in enumerate(zip(parts, titles, strict=True)):
         _draw_bins(axes[0, column], axes[1, column], part["reliability"])
         write_title(axes[0, column], f"{title}: calibration error {100 * part['ece']:.1f}%")

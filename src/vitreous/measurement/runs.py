@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -112,7 +113,7 @@ def evaluate(
             "Leave it out for 1000."
         )
     views = create_views(tta)
-    source, found = _load(run, data, split, changes)
+    source, found = load_images_of(run, data, split=split, **changes)
     images = found.images
     column = None if slice_by is None else get_column(images, slice_by, source)
     infer = predict or create_predict_function(run.load_model(), run.input_spec)
@@ -121,33 +122,18 @@ def evaluate(
     sample = draw_sample(len(images), max_images)
     passes = len(names) * len(levels) + 1 if robustness else 0
     progress = _Progress(on_progress, len(images) + passes * len(sample))
-    loader = Loader(images, run.input_spec, batch_size=min(_BATCH, len(images)), cache_bytes=0)
-    logits, labels, indices = collect_logits(_counted(infer, progress, len(images)), loader.epoch(0))
-    _check_logits(logits, run, images.names, indices)
-    metrics = compute_all_metrics(logits, labels, run.class_names)
-    shares = to_probabilities(logits, is_multi_label=run.is_multi_label, temperature=run.temperature)
-    confidence = get_confidence(shares, is_multi_label=run.is_multi_label)
-    is_right = get_is_right(logits, labels)
-    result: dict[str, Any] = {"data": str(source), "split": found.split, **metrics}
-    result["calibration"] = {
-        "temperature": run.temperature,
-        "before": compute_calibration(logits, labels),
-        "after": compute_calibration(logits, labels, temperature=run.temperature),
-    }
-    result["selection"] = {
-        **compute_selection(confidence, is_right),
-        "thresholds": {
-            target: _measure_threshold(confidence, is_right, chosen["threshold"])
-            for target, chosen in run.metrics.get("calibration", {}).get("thresholds", {}).items()
-            if chosen is not None
-        },
-    }
+    answers = collect_answers(run, source, found, predict=infer, on_batch=progress.add)
+    result = measure_answers(run, answers)
+    confidence, is_right = answers.confidence, answers.is_right
     if threshold is not None:
         result["threshold"] = _measure_threshold(confidence, is_right, threshold)
     if len(views) > 1:
         result["tta"] = {"num_views": len(views), "views": [describe_view(view) for view in views]}
     if column is not None:
-        result["slices"] = {"column": slice_by, **measure_slices(logits, labels, column[indices], run.class_names)}
+        result["slices"] = {
+            "column": slice_by,
+            **measure_slices(answers.logits, answers.labels, column[answers.indices], run.class_names),
+        }
     if robustness:
         result["robustness"] = measure_robustness(
             infer,
@@ -161,7 +147,97 @@ def evaluate(
         )
     if plots is not None:
         draw_evaluation(result, images, run, plots)
-    return {**result, "broken_files": {**found.broken, **loader.broken}}
+    return {**result, "broken_files": answers.broken}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """What a run answers to labelled images.
+
+    Args:
+        source: Where the images come from.
+        split: Which part of it.
+        images: All images of that part.
+        logits: float32 (N, K), of the images that can be read.
+        labels: (N,) integers in [0, K); or bool (N, K) where an image may have several labels.
+        indices: int64 (N,): which of `images` they are.
+        confidence: (N,) in [0, 1]: how sure each answer is, with the run's temperature; see `get_confidence`.
+        broken: Files that cannot be read, and why.
+    """
+
+    source: str | Path
+    split: str
+    images: ImageSet
+    logits: np.ndarray
+    labels: np.ndarray
+    indices: np.ndarray
+    confidence: np.ndarray
+    broken: dict[str, str]
+
+    @property
+    def is_right(self) -> np.ndarray:
+        """Whether each answer is right, bool (N,); with several labels an image, whether all K are."""
+        return get_is_right(self.logits, self.labels)
+
+
+def collect_answers(
+    run: Run,
+    source: str | Path,
+    found: LabelledImages,
+    *,
+    predict: Predict,
+    on_batch: Callable[[int], None] | None = None,
+) -> Answers:
+    """Asks a run about labelled images.
+
+    Args:
+        run: The run.
+        source: Where the images come from; see `load_images_of`.
+        found: The images.
+        predict: uint8 images (B, H, W, C) to logits (B, K).
+        on_batch: Called with the number of images of each batch.
+
+    Raises:
+        WeightsError: If the answers are not one finite number for each class.
+    """
+    images = found.images
+    loader = Loader(images, run.input_spec, batch_size=min(_BATCH, len(images)), cache_bytes=0)
+    counted = _counted(predict, on_batch, len(images)) if on_batch else predict
+    logits, labels, indices = collect_logits(counted, loader.epoch(0))
+    _check_logits(logits, run, images.names, indices)
+    shares = to_probabilities(logits, is_multi_label=run.is_multi_label, temperature=run.temperature)
+    return Answers(
+        source=source,
+        split=found.split,
+        images=images,
+        logits=logits,
+        labels=labels,
+        indices=indices,
+        confidence=get_confidence(shares, is_multi_label=run.is_multi_label),
+        broken={**found.broken, **loader.broken},
+    )
+
+
+def measure_answers(run: Run, answers: Answers) -> dict[str, Any]:
+    """Computes what `evaluate` returns without being asked for more: metrics, calibration, selection."""
+    logits, labels = answers.logits, answers.labels
+    confidence, is_right = answers.confidence, answers.is_right
+    result: dict[str, Any] = {"data": str(answers.source), "split": answers.split}
+    result |= compute_all_metrics(logits, labels, run.class_names)
+    result["calibration"] = {
+        "temperature": run.temperature,
+        "before": compute_calibration(logits, labels),
+        "after": compute_calibration(logits, labels, temperature=run.temperature),
+    }
+    result["selection"] = {
+        **compute_selection(confidence, is_right),
+        "thresholds": {
+            target: _measure_threshold(confidence, is_right, chosen["threshold"])
+            for target, chosen in run.metrics.get("calibration", {}).get("thresholds", {}).items()
+            if chosen is not None
+        },
+    }
+    return result
 
 
 def calibrate_run(
@@ -195,13 +271,13 @@ def calibrate_run(
             "Cannot calibrate. Expected images that the model was not trained on. "
             f"Received: split={part!r} of the data of training. Leave --split out for the validation images."
         )
-    source, found = _load(run, data, part, changes)
+    source, found = load_images_of(run, data, split=part, **changes)
     infer = create_predict_function(run.load_model(), run.input_spec)
     name = found.split if is_own else str(source_path(source))  # a whole path: no folder's name is that of a result
     answers = {name: _collect(infer, found.images, run)}
     if is_own and found.split == "val":
         try:
-            _, test = _load(run, data, "test", changes)
+            _, test = load_images_of(run, data, split="test", **changes)
         except DataError:  # a run without test images
             pass
         else:
@@ -223,10 +299,10 @@ def calibrate_run(
     return load_run(run.path)
 
 
-def _load(
-    run: Run, data: str | Path | None, split: str | None, changes: dict[str, Any]
+def load_images_of(
+    run: Run, data: str | Path | None = None, *, split: str | None = None, **changes: Any
 ) -> tuple[str | Path, LabelledImages]:
-    """Returns the source, and the images of it to measure the run on."""
+    """Returns the source, and the images of it to measure the run on. Args: as for `evaluate`."""
     record = run.config["data"]
     source = run.data_source if data is None else data
     if source is None:
@@ -292,7 +368,7 @@ class _Progress:
             self.report(self.done, self.total)
 
 
-def _counted(predict: Predict, progress: _Progress, total: int) -> Predict:
+def _counted(predict: Predict, on_batch: Callable[[int], None], total: int) -> Predict:
     """Returns the same function, which reports its images; the last batch of a pass is padded, and counts in part."""
     left = total
 
@@ -301,7 +377,7 @@ def _counted(predict: Predict, progress: _Progress, total: int) -> Predict:
         logits = predict(images)
         count = min(left, len(images))
         left -= count
-        progress.add(count)
+        on_batch(count)
         return logits
 
     return counted

@@ -1,23 +1,13 @@
 """An inspection as one HTML page: thumbnails inside, nothing loaded from elsewhere, light and dark, wide and narrow."""
 
-import base64
-import functools
-import io
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-
-from vitreous import __version__
 from vitreous.data import Dataset
-from vitreous.data.images import to_pillow
 from vitreous.data.inspection import Finding, ImageRef, Inspection, Item
 from vitreous.errors import ImageError, MissingPathError
+from vitreous.report.page import THUMBNAIL_SIZE, make_thumbnail, render_page
 from vitreous.text import escape_text
-
-if TYPE_CHECKING:
-    from jinja2 import Template
 
 MAX_ITEMS = 12
 """Cases of a finding that are shown with thumbnails."""
@@ -26,7 +16,6 @@ MAX_NAMES = 200
 """Cases of a finding that are listed by name; the JSON has all."""
 
 _MAX_THUMBNAILS = 6  # of a case
-_THUMBNAIL = 112  # pixels
 _MAX_CLASSES = 24  # shown as bars
 
 
@@ -41,8 +30,8 @@ def render_inspection(inspection: Inspection) -> str:
         it to.
     """
     statistics = inspection.statistics
-    brightness = statistics.get("brightness")
-    return _template().render(
+    return render_page(
+        "inspection.html.j2",
         name=escape_text(inspection.dataset.name),
         root=escape_text(str(inspection.dataset.root)) if inspection.dataset.root else None,
         summary=inspection.summary(),
@@ -54,30 +43,26 @@ def render_inspection(inspection: Inspection) -> str:
         notes=[escape_text(note) for note in inspection.dataset.notes],
         is_whole=inspection.is_whole,
         seconds=inspection.seconds,
-        findings=[_finding(finding, inspection.dataset) for finding in inspection.findings],
-        classes=_classes(statistics["class_counts"]),
-        charts=[
-            _chart("Width", "pixels", statistics.get("width")),
-            _chart("Height", "pixels", statistics.get("height")),
-            _chart("Brightness", "mean level, 0 to 255", brightness),
-        ],
-        kinds=[
-            (title, sorted(statistics.get(key, {}).items(), key=lambda pair: -pair[1]))
-            for title, key in (("Format", "formats"), ("Mode", "modes"))
-        ],
+        findings=[describe_finding(finding, inspection.dataset) for finding in inspection.findings],
+        data=describe_data(statistics),
         max_names=MAX_NAMES,
-        version=__version__,
     )
 
 
-@functools.cache
-def _template() -> "Template":
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
-    environment.filters["number"] = lambda value: f"{value:,}"
-    source = Path(__file__).with_name("inspection.html.j2").read_text(encoding="utf-8")
-    return environment.from_string(source)
+def describe_data(statistics: dict[str, Any]) -> dict[str, Any]:
+    """Returns what `data_cards` of parts.html.j2 shows, from the statistics of an inspection."""
+    return {
+        "classes": _classes(statistics["class_counts"]),
+        "charts": [
+            _chart("Width", "pixels", statistics.get("width")),
+            _chart("Height", "pixels", statistics.get("height")),
+            _chart("Brightness", "mean level, 0 to 255", statistics.get("brightness")),
+        ],
+        "kinds": [
+            (title, sorted(statistics.get(key, {}).items(), key=lambda pair: -pair[1]))
+            for title, key in (("Format", "formats"), ("Mode", "modes"))
+        ],
+    }
 
 
 def _verdict(inspection: Inspection) -> str:
@@ -88,7 +73,8 @@ def _verdict(inspection: Inspection) -> str:
     return "Nothing stands in the way of training." + (" The notes are good to know." if inspection.findings else "")
 
 
-def _finding(finding: Finding, dataset: Dataset) -> dict[str, Any]:
+def describe_finding(finding: Finding, dataset: Dataset) -> dict[str, Any]:
+    """Returns what `finding_card` of parts.html.j2 shows."""
     has_images = any(ref.index >= 0 for item in finding.items for ref in (*item.files, *item.related))
     return {
         "kind": finding.kind,
@@ -125,26 +111,19 @@ def _image(ref: ImageRef, dataset: Dataset) -> dict[str, Any]:
         "split": ref.split,
         "label": escape_text(ref.label),
         "uri": uri,
-        "is_small": max(size) <= _THUMBNAIL,
+        "is_small": max(size) <= THUMBNAIL_SIZE,
     }
 
 
 def _thumbnail(ref: ImageRef, dataset: Dataset) -> tuple[str | None, Sequence[int]]:
     """Returns an image as a data URI of at most 112 pixels, and its size; None if it cannot be read."""
-    from PIL import Image
-
     if ref.index < 0:
         return None, (0, 0)
     try:
-        pixels = dataset.splits[ref.split].load(ref.index, 3, min_size=_THUMBNAIL)
+        pixels = dataset.splits[ref.split].load(ref.index, 3, min_size=THUMBNAIL_SIZE)
     except (ImageError, MissingPathError):
         return None, (0, 0)
-    image = to_pillow(np.ascontiguousarray(pixels))
-    size = image.size
-    image.thumbnail((_THUMBNAIL, _THUMBNAIL), Image.Resampling.BOX if max(size) > 4096 else Image.Resampling.BICUBIC)
-    buffer = io.BytesIO()
-    image.save(buffer, "WEBP", quality=80)
-    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}", size
+    return make_thumbnail(pixels), pixels.shape[1::-1]
 
 
 def _classes(counts: dict[str, dict[str, int]]) -> dict[str, Any]:

@@ -1,14 +1,12 @@
 """What a training run has learnt: measured on held-out images, drawn, and put into words."""
 
-import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vitreous import __version__
-from vitreous.calibration import calibrate, describe_calibration
+from vitreous.calibration import calibrate
 from vitreous.data import Dataset, ImageSet, Loader, resize_image
 from vitreous.evaluation import (
     collect_logits,
@@ -17,7 +15,6 @@ from vitreous.evaluation import (
     get_headline,
     sigmoid,
     softmax,
-    summarize_metrics,
 )
 from vitreous.figures import (
     draw_confusion,
@@ -155,43 +152,3 @@ def draw_run(folder: Path, history: History, dataset: Dataset, spec: ModelSpec) 
         padding=config.patch_padding,
         out=folder / "patches.png",
     )
-
-
-_OTHER_WEIGHTS = {
-    "best.keras": "the averaged weights that scored best in validation, where those were not the last",
-    "last.keras": "the last averaged weights; model.keras has those that scored best in validation",
-}
-
-
-def describe_results(
-    path: Path, folder: Path, config: Mapping[str, Any], metrics: Mapping[str, Any], history: History
-) -> str:
-    """Returns what the folder says about itself."""
-    lines = [f"# {path.name}", ""]
-    kept = [f"- `{name}`: {what}" for name, what in _OTHER_WEIGHTS.items() if (folder / name).exists()]
-    answers = "labels" if config["data"]["is_multi_label"] else "confusion"
-    for split in ("test", "val"):
-        if split in metrics:
-            name, value = get_headline(metrics[split])
-            lines += [f"{split} {name.replace('_', ' ')} **{value:.2%}**: {summarize_metrics(metrics[split])}.", ""]
-    if "calibration" in metrics:
-        lines += [f"Probabilities: {describe_calibration(metrics['calibration'])}.", ""]
-    lines += [
-        f"{config['model']['name']} on {config['data']['name']} ({len(config['data']['class_names'])} classes), "
-        f"{metrics['num_images_seen']:,} images seen in {history.seconds:.0f} s, seed {config['seed']}"
-        + (", interrupted." if history.is_interrupted else "."),
-        "",
-        f"Made by vitreous {__version__} with `{config['command']}`.",
-        "",
-        "- `model.keras`: weights and architecture; load with `vitreous.load_run(PATH).load_model()`",
-        *kept,
-        "- `config.toml`: every option, the classes, the data's fingerprint, versions",
-        "- `history.csv`, `history.jsonl`, `curves.png`: training as it went",
-        f"- `metrics.json`, `{answers}.png`, `predictions.png`, `reliability.png`: measured on `model.keras`, "
-        "read back from this folder",
-        "- `augmented.png`, `patches.png`: images as training and as the model see them",
-        "",
-        f"Classify images: `vitreous predict {shlex.quote(path.name)} IMAGE...` in the folder above.",
-        "",
-    ]
-    return "\n".join(lines)

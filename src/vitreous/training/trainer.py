@@ -20,6 +20,7 @@ from vitreous.model import VisionTransformer
 from vitreous.registry import count_parameters
 from vitreous.spec import ModelSpec
 from vitreous.training.batch_search import find_batch_size, scale_learning_rate
+from vitreous.training.card import describe_results
 from vitreous.training.checkpoint import Checkpoints
 from vitreous.training.distillation import DistillationLoss, load_teacher
 from vitreous.training.fit import History, Interrupt, fit
@@ -43,7 +44,7 @@ from vitreous.training.planning import (
 )
 from vitreous.training.progress import Reporter
 from vitreous.training.recipe import Recipe
-from vitreous.training.results import create_evaluate, describe_results, draw_run, evaluation_loader, measure_run
+from vitreous.training.results import create_evaluate, draw_run, evaluation_loader, measure_run
 from vitreous.training.resume import batch_of, describe_call, open_checkpoints, open_writer, unfinished
 from vitreous.training.run import Resume, Run, RunWriter, load_run
 from vitreous.training.trackers import Tracker, Trackers, follow_rows

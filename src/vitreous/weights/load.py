@@ -157,7 +157,7 @@ def import_weights(
         )
     if wanted is not None:
         target = target.replace(image_size=wanted)
-    arrays, notes = mapping.adapt(reading.arrays, old, target) if target.stem == "none" else (reading.arrays, [])
+    arrays, notes = mapping.adapt(reading.arrays, old, target)
     built = _build(target, arrays, reading.name, dtype)
     class_names = reading.origin.class_names if target.num_classes == old.num_classes else ()
     built.origin = dataclasses.replace(reading.origin, class_names=class_names)

@@ -493,6 +493,11 @@ def adapt(arrays: Arrays, old: ViTConfig, new: ViTConfig) -> tuple[Arrays, list[
     """
     arrays, notes = dict(arrays), []
     if new.patch_size != old.patch_size:
+        if old.stem != "none":
+            raise WeightsError(
+                f"Cannot fit the weights to another patch size. Expected {_by(old.patch_size)}, that of the stem. "
+                f"Received: patch_size={new.patch_size}. Leave out patch_size."
+            )
         read_kernel = arrays["patch_encoder/projection/kernel"]
 
         def kernel() -> np.ndarray:
@@ -516,6 +521,8 @@ def adapt(arrays: Arrays, old: ViTConfig, new: ViTConfig) -> tuple[Arrays, list[
     elif new.num_classes and old.pooling != new.pooling and old.features_dim != new.features_dim:
         arrays = {path: get for path, get in arrays.items() if not is_head(path)}
         notes.append(f"fresh head, because pooling changes from {old.pooling} to {new.pooling}")
+    if new.stem != "none":  # `variable_shapes` knows of none; the model that is filled checks them
+        return arrays, notes
     wanted = {path for path in variable_shapes(new) if path in arrays or not is_head(path)}
     if differing := sorted(wanted ^ set(arrays)):
         raise WeightsError(

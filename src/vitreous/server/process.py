@@ -1,0 +1,98 @@
+"""`Process`: uvicorn with signals of our own: orderly end, and a model loaded anew."""
+
+import asyncio
+import contextlib
+import functools
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import uvicorn
+
+from vitreous.server.app import create_app
+from vitreous.server.guard import Guard
+from vitreous.server.logs import log
+from vitreous.server.protocol import create_protocol
+from vitreous.server.service import Service
+
+
+class Process(uvicorn.Server):
+    """Answers requests until it is told to stop.
+
+    SIGTERM and SIGINT: the server says that it is not ready, goes on for `drain_seconds`, stops listening, and finishes
+    what is in flight; a second one stops it at once. SIGHUP: the model is loaded anew. (uvicorn's own handlers would
+    end the process by the signal, not with exit code 0.)
+
+    Args:
+        service: What answers.
+        token: What clients must show; None for nothing.
+        on_started: Called once requests are answered.
+    """
+
+    def __init__(self, service: Service, *, token: bytes | None = None, on_started: Callable[[], None] = lambda: None):
+        limits = service.config
+        app = Guard(create_app(service), limits, service.metrics, token, lambda: service.is_ready)
+        longest = max(limits.deadline_seconds, limits.explain_seconds if limits.use_explain else 0)
+        super().__init__(
+            uvicorn.Config(
+                app,  # type: ignore[arg-type]  # the same protocol, in types of its own
+                http=create_protocol(limits),
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                timeout_graceful_shutdown=int(limits.body_seconds + longest) + 1,
+            )
+        )
+        self.service = service
+        self.on_started = on_started
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listens, and says so."""
+        await super().startup(sockets)
+        self.service.set_ready(True)
+        self.on_started()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Handles signals while the server runs; those of a thread reach the main thread alone."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        actions: dict[signal.Signals, Callable[[], Any]] = {
+            signal.SIGTERM: functools.partial(self.stop, "SIGTERM"),
+            signal.SIGINT: functools.partial(self.stop, "SIGINT"),
+            signal.SIGHUP: self.service.reload,
+        }
+        loop = asyncio.get_running_loop()
+        for each, action in actions.items():
+            loop.add_signal_handler(each, self._start, action)
+        try:
+            yield
+        finally:
+            for each in actions:
+                loop.remove_signal_handler(each)
+            for task in self._tasks:
+                task.cancel()
+
+    def _start(self, action: Callable[[], Any]) -> None:
+        task = asyncio.ensure_future(action())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def stop(self, reason: str) -> None:
+        """Stops: in order the first time, at once the second time.
+
+        Args:
+            reason: For the log.
+        """
+        self.force_exit = not self.service.is_ready
+        self.service.set_ready(False)
+        log("stopping", reason=reason, requests_in_flight=len(self.server_state.tasks))
+        await asyncio.sleep(0 if self.force_exit else self.service.config.drain_seconds)
+        self.should_exit = True
