@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -30,10 +31,32 @@ _SOURCE = str(Path(__file__).parents[1] / "src")
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [_SOURCE, os.environ.get("PYTHONPATH")]))
 
 
+def pytest_runtest_setup():
+    """Keeps Keras from importing TensorFlow to save a model on another backend, as the command line does: seconds."""
+    if "keras" in sys.modules and os.environ["KERAS_BACKEND"] != "tensorflow":
+        from vitreous.cli.options import keep_tensorflow_out
+
+        keep_tensorflow_out()
+
+
 def pytest_unconfigure():
     """Removes the folders that this process made."""
     for folder in filter(None, (_COMPILED, _KEPT)):
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def quick_compile():
+    """Has jax compile in half the time, for tests of models that are compiled once and run a few times."""
+    if os.environ["KERAS_BACKEND"] != "jax":
+        yield
+        return
+    import jax
+
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture

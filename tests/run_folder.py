@@ -12,7 +12,7 @@ from vitreous.training import load_run
 from vitreous.training.run import RunWriter
 
 
-def make_run(path, config, class_names, data=None):
+def make_run(path, config, class_names, data=None, *, seed=0):
     """Returns a run whose weights are random, and large enough that its answers differ from image to image.
 
     Args:
@@ -20,6 +20,7 @@ def make_run(path, config, class_names, data=None):
         config: The architecture.
         class_names: As many as the architecture has classes.
         data: Folder of class folders that it says it was trained on.
+        seed: Of that training: it drew the splits.
     """
     rng = np.random.default_rng(0)
     model = VisionTransformer(config)
@@ -30,12 +31,12 @@ def make_run(path, config, class_names, data=None):
     record = {
         "name": "test",
         "root": str(data) if data else "(from Python)",
-        "fingerprint": load_dataset(data).fingerprint if data else "",
+        "fingerprint": load_dataset(data, seed=seed).fingerprint if data else "",
         "class_names": list(class_names),
-        "split": {"seed": 0},
+        "split": {"seed": seed},
     }
     writer = RunWriter(path)
-    config_text = tomli_w.dumps({"format": 1, "seed": 0, "input": spec.to_dict(), "data": record})
+    config_text = tomli_w.dumps({"format": 1, "seed": seed, "input": spec.to_dict(), "data": record})
     writer.write_text("config.toml", config_text)
     writer.write_text("metrics.json", json.dumps({"val": {}} if data else {}))
     model.save(writer.partial / "model.keras")

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 from embeddings_data import make_backbone, make_colours
+from run_folder import make_run
 
 import vitreous
 from vitreous.data import load_dataset, load_images, resize_image
@@ -23,6 +24,9 @@ from vitreous.embeddings.neighbours import search
 from vitreous.errors import ConfigError, DataError, ImageError, MissingPathError, UnknownNameError
 from vitreous.figures import draw_neighbours
 from vitreous.model import normalize_images
+from vitreous.spec import ViTConfig
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +43,10 @@ def backbone(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(colours, tmp_path_factory):
+    """A run of seed 7 on these images, whose model nobody trained."""
     out = tmp_path_factory.mktemp("runs") / "colours"
-    small = {"model": "vit_pico_patch4_32", "image_size": 8, "recipe": "digits", "num_channels": 3}
-    return vitreous.train(colours, out=out, seed=7, epochs=1, batch_size=16, **small)
+    config = ViTConfig(image_size=8, patch_size=4, projection_dim=16, num_blocks=1, num_heads=2, num_classes=3)
+    return make_run(out, config, ("blue", "green", "red"), colours, seed=7)
 
 
 @pytest.fixture(scope="module")
@@ -188,11 +193,13 @@ def test_a_run_is_probed_on_images_that_it_has_not_seen(run, colours, tmp_path):
 
 
 def test_another_image_size(run, colours):
-    loaded = load_backbone(run, image_size=16)
+    loaded = load_backbone(run.path, image_size=16)
     assert loaded.input_spec.image_size == loaded.model.config.image_size == (16, 16)
     assert loaded.input_spec.mean == run.input_spec.mean
-    vectors = embed(loaded, colours / "red", pooling="patches").vectors
+    vectors = embed(loaded, colours / "red", pooling="patches", image_size=16).vectors
     assert vectors.shape == (20, 16, loaded.model.config.projection_dim)
+    with pytest.raises(ConfigError, match=r"Expected that of the loaded backbone, \(16, 16\)\. Received: image_size=8"):
+        embed(loaded, colours / "red", image_size=8)  # not left out quietly
 
 
 def test_a_bare_name_has_random_weights_and_says_so():
@@ -216,7 +223,7 @@ def test_no_such_backbone(source, error, text):
 
 
 def test_options_that_cannot_work(backbone, colours, tmp_path):
-    with pytest.raises(ConfigError, match=r"Expected an index from -2 to 1. Received: block=5"):
+    with pytest.raises(ConfigError, match=r"^Cannot read a block of tiny\. Expected an index from -2 to 1\."):
         embed(backbone, colours, block=5)
     with pytest.raises(ConfigError, match="pooling='max'"):
         embed(backbone, colours, pooling="max")
@@ -224,7 +231,7 @@ def test_options_that_cannot_work(backbone, colours, tmp_path):
         embed(backbone, colours, dtype="int8")
     with pytest.raises(ConfigError, match="batch_size=0"):
         embed(backbone, colours, batch_size=0)
-    with pytest.raises(ConfigError, match=r"ends in .parquet or .npz. Received: out='out.csv'"):
+    with pytest.raises(ConfigError, match=r"Cannot write .* ends in .parquet or .npz. Received: 'out.csv'"):
         embed_to_file(backbone, colours, "out.csv")
 
 
@@ -233,6 +240,9 @@ def test_files_that_are_no_embeddings(tmp_path, table):
     (tmp_path / "half.parquet").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "text.npz").write_text("no")
     np.savez(tmp_path / "other.npz", x=np.zeros(3))
+    (tmp_path / "table.csv").write_text("no")
+    with pytest.raises(ConfigError, match=r"Cannot load embeddings\. Expected a file name that ends in \.parquet"):
+        load_embeddings(tmp_path / "table.csv")
     for name in ("half.parquet", "text.npz", "other.npz"):
         with pytest.raises(DataError, match=f"{name}. Expected a file that vitreous embed wrote"):
             load_embeddings(tmp_path / name)
@@ -349,6 +359,7 @@ def test_cli_errors(call, backbone, colours, table, tmp_path):
         (("embed", backbone, colours, "--out", tmp_path / "no" / "x.npz"), "Received: no folder"),
         (("embed", backbone, colours, "--out", tmp_path / "x.csv"), "ends in .parquet or .npz"),
         (("neighbours", backbone, "red/01.png"), "Pass --data DATA"),
+        (("neighbours", tmp_path / "none", "red/01.png", "-k", 0), "Received: k=0"),  # before anything is embedded
         (("neighbours", table, "red/01.png", "--data", colours), "Expected --data and --save with a backbone"),
         (("neighbours", tmp_path / "none.parquet", "red/01.png"), "Make it: vitreous embed"),
         (("neighbours", table, "red/01.png", "--out", tmp_path / "x.txt"), "ends in .png"),

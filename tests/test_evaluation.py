@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import warnings
 
 import numpy as np
@@ -12,7 +13,7 @@ import vitreous
 from vitreous.calibration import compute_calibration
 from vitreous.cli.measure import print_metrics
 from vitreous.data import ImageSet
-from vitreous.errors import ConfigError, DataError, RunError, UnknownNameError
+from vitreous.errors import ConfigError, DataError, RunError, UnknownNameError, WeightsError
 from vitreous.evaluation import compute_all_metrics, rank_scores, sigmoid, softmax
 from vitreous.figures import draw_corruptions, draw_reliability, draw_robustness, draw_selection
 from vitreous.measurement import (
@@ -24,6 +25,8 @@ from vitreous.measurement import (
     measure_slices,
 )
 from vitreous.spec import InputSpec
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +107,7 @@ def test_ranks_under_weights_equal_scikit_learn():
     assert np.isnan(rank_scores(scores, np.zeros((60, 3), bool), weights)[0]).all()
 
 
-def test_bootstrap_intervals_equal_a_plain_bootstrap(answers):
+def test_bootstrap_intervals_equal_a_plain_bootstrap(answers, monkeypatch):
     """The multinomial over cells and the weights give what drawing images one by one gives."""
     from sklearn.metrics import f1_score
 
@@ -122,7 +125,12 @@ def test_bootstrap_intervals_equal_a_plain_bootstrap(answers):
     found = metrics["intervals"]["loss"]
     assert (found["low"], found["high"]) == pytest.approx(np.percentile(plain, (2.5, 97.5)), abs=0.02)
     assert metrics["bootstrap"] == {"num_draws": 1500, "num_rank_draws": 1500, "seed": 0}
-    assert compute_all_metrics(logits, labels, "abcdefg", num_draws=1500) == metrics  # the same seed, the same interval
+    monkeypatch.setattr("vitreous.evaluation._CHUNK_SIZE", 500 * 7)  # a few draws at a time, to save memory
+    again = compute_all_metrics(logits, labels, "abcdefg", num_draws=1500)["intervals"]
+    for name, interval in metrics["intervals"].items():  # the same seed, the same interval, but for sums in float32
+        assert [again[name][end] for end in ("low", "high")] == pytest.approx(
+            [interval[end] for end in ("low", "high")], rel=1e-5
+        )
 
 
 def test_intervals_of_ranks_are_left_out_where_they_would_take_minutes(answers, monkeypatch):
@@ -193,6 +201,9 @@ def test_slices():
     low, high = by_value["right"]["interval"]
     assert low < by_value["right"]["accuracy"] < high
     assert found["slices"][0]["value"] == "right"  # the worst first
+    cameras[3:5] = "(none)"  # what somebody wrote for nothing is not lost
+    rows = measure_slices(logits, labels, cameras, "ab")["slices"]
+    assert {row["value"]: row["num_examples"] for row in rows}["(none)"] == 4
     ages = rng.integers(0, 90, 200)
     quarters = measure_slices(logits, labels, ages.astype(str).astype(object), "ab")["slices"]  # as CSV has them
     assert len(quarters) == 4 and sum(row["num_examples"] for row in quarters) == 200
@@ -203,7 +214,7 @@ def test_slices():
     assert several["metric"] == "mean_average_precision" and "exact_match" in several["slices"][0]
 
 
-def test_robustness_of_a_brightness_detector():
+def test_robustness_of_a_brightness_detector(tmp_path):
     """A classifier of light and dark images fails under brightness, and not under JPEG."""
     rng = np.random.default_rng(0)
     labels = np.arange(100) % 2
@@ -234,6 +245,10 @@ def test_robustness_of_a_brightness_detector():
     low, high = found["mean_interval"]
     assert low < found["mean"] < high
     assert sum(batches) == 5 * 100
+    bad = ImageSet(["bad.png"], [0], root=tmp_path)
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"Cannot measure robustness\. .* Received: 1 that cannot\."):
+        measure_robustness(predict, bad, InputSpec(image_size=(12, 12)), ("dark", "light"))
 
 
 # ----- a run
@@ -323,6 +338,16 @@ def test_evaluate_takes_any_engine_and_draws(run, tmp_path):
     assert {path.name for path in (tmp_path / "plots").iterdir()} == {f"{name}.png" for name in names}
 
 
+def test_answers_that_are_no_logits_of_the_run(run):
+    for answer, text in (
+        (np.nan, r"Expected finite logits\. Received: NaN or infinity for \d+\.png\. The weights are damaged"),
+        (np.zeros(3), r"Expected logits \(B, 2\), one for each class\. Received: logits of shape \('B', 3\)"),
+    ):
+        row = np.broadcast_to(answer, (len(answer) if np.ndim(answer) else 2,))
+        with pytest.raises(WeightsError, match=text):
+            vitreous.evaluate(run, predict=lambda batch, row=row: np.tile(row, (len(batch), 1)))
+
+
 def test_evaluate_refuses(run):
     with pytest.raises(DataError, match=r"Expected a column 'site' .* Received: columns=\['camera'\]\."):
         vitreous.evaluate(run, slice_by="site")
@@ -339,12 +364,13 @@ def test_evaluate_refuses(run):
 
 def test_calibrate_a_run_again(run, table):
     before = (run.path / "metrics.json").read_text()
+    assert run.is_trained_on(table) and not run.is_trained_on(run.config["data"]["name"])
     for split in ("train", "all"):
         with pytest.raises(ConfigError, match=rf"not trained on\. Received: split='{split}' of the data of training\."):
             calibrate_run(run, split=split)
     few = table.with_name("few.csv")
     few.write_text("path,label\n0.png,dark\n1.png,light\n")
-    with pytest.raises(DataError, match=r"few\.csv images, fewer than 50\. The run is as it was"):
+    with pytest.raises(DataError, match=rf"2 {re.escape(str(few))} images, fewer than 50\. The run is as it was"):
         calibrate_run(run, few)
     assert (run.path / "metrics.json").read_text() == before
     old = {name: value for name, value in run.metrics.items() if name != "calibration"}

@@ -17,6 +17,8 @@ from vitreous.model import VisionTransformer
 from vitreous.patches import PatchGrid
 from vitreous.spec import InputSpec, ViTConfig
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 SIZE = (16, 24)
 GRID = (2, 3)
 

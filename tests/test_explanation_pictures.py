@@ -10,6 +10,8 @@ import tomli_w
 from PIL import Image
 
 import vitreous
+from vitreous.cli.look import _stems
+from vitreous.data import ImageSet
 from vitreous.errors import ConfigError, MissingPathError, RunError, WeightsError
 from vitreous.explanation import (
     METHODS,
@@ -106,11 +108,12 @@ def test_relevance_is_of_the_class(trained):
 
 def test_faithfulness_against_random(trained):
     images, _, _ = make_images(8, 3)
+    names = [str(i) for i in range(8)]
     calls = []
     found = measure_faithfulness(
         trained, images, methods=["relevance"], num_random=4, on_progress=lambda *x: calls.append(x)
     )
-    again = measure_faithfulness(trained, images, methods=["relevance"], num_random=4)
+    again = measure_faithfulness(trained, ImageSet(names, arrays=images), methods=["relevance"], num_random=4)
     assert found.to_dict() == again.to_dict()
     relevance, random = found.curves["relevance"], found.curves["random"]
     assert relevance.deletion_area < random.deletion_area - 0.1
@@ -282,6 +285,27 @@ def test_cli_json_and_faithfulness(call, run_folder, pictures):
     code, text, _ = call(*arguments, "--faithfulness", "--num-random", 2, "--out", folder / "out")
     assert "Faithfulness on 2 images, patches replaced by the mean colour, against the mean of 2 random" in text
     assert text.count("\nrandom ") == 1
+
+
+def test_cli_leaves_out_what_cannot_be_read(call, run_folder, pictures, tmp_path):
+    folder, _ = pictures
+    mixed, out = tmp_path / "mixed", tmp_path / "out"
+    mixed.mkdir()
+    (mixed / "bad.png").write_bytes((folder / "a" / "one.png").read_bytes()[:300])
+    arguments = ("--method", "patches", "--out", out)
+    code, text, err = call("explain", run_folder, mixed, *arguments)
+    assert (code, text) == (2, "") and "Expected at least one image that can be read. Received: 1 that cannot" in err
+    (mixed / "good.png").write_bytes((folder / "a" / "one.png").read_bytes())
+    code, text, err = call("explain", run_folder, mixed, *arguments)
+    assert code == 0 and f"Warning: left out {mixed / 'bad.png'}: a truncated image" in err
+    assert text.startswith(f"{mixed / 'good.png'}: ") and [path.name for path in out.iterdir()] == ["good-patches.png"]
+    code, _, err = call("explain", run_folder, mixed / "bad.png", mixed / "good.png", *arguments)
+    assert code == 2 and "Cannot read the image" in err
+
+
+def test_each_image_has_a_file_of_its_own():
+    names = ["a/x.png", "b/x.png", "x-1.png", "x-2.jpg", "y:z.png"]
+    assert _stems(names) == ["x-1-2", "x-2-2", "x-1", "x-2", "y_z"]
 
 
 def test_cli_page(call, run_folder, pictures):

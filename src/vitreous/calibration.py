@@ -290,7 +290,12 @@ def compute_selection(confidence: np.ndarray, is_right: np.ndarray, *, num_point
         by chance has the plain error); `aurc_best`, that of an order which puts all right answers first; and `curve`, a
         list with `coverage`, `accuracy` and `threshold`, coverage rising to 1.
 
-    Source: Geifman and El-Yaniv 2017, https://arxiv.org/abs/1705.08500. Answers of equal confidence count as one step.
+    Raises:
+        DataError: If N is 0.
+
+    Source: the curve, Geifman and El-Yaniv 2017, https://arxiv.org/abs/1705.08500; the area under it, Geifman et al.
+    2018, https://arxiv.org/abs/1805.08206. Difference: answers of equal confidence count as one step, in which errors
+    are spread evenly.
     """
     confidence, is_right = np.asarray(confidence), np.asarray(is_right, bool)
     if not len(confidence):
@@ -336,6 +341,10 @@ def choose_threshold(
         `threshold`, and the `coverage` and `accuracy` of the answers at or above it; 0 where all answers together are
         that accurate, None where no threshold is enough. On other images both will differ: choose on validation
         images, measure on test images.
+
+    Raises:
+        ConfigError: If the accuracy is not in (0, 1].
+        DataError: If N is 0.
     """
     if not 0 < accuracy <= 1:
         raise ConfigError(
@@ -350,7 +359,16 @@ def choose_threshold(
 
 
 def measure_threshold(confidence: np.ndarray, is_right: np.ndarray, threshold: float) -> dict[str, Any]:
-    """Returns what a threshold does: `threshold`, `num_answered`, `coverage`, `accuracy` (None without answers)."""
+    """Returns what a threshold does.
+
+    Args:
+        confidence: (N,): how sure each answer is.
+        is_right: bool (N,).
+        threshold: Answers below it are held back.
+
+    Returns:
+        `threshold`, `num_answered`, `num_right` (of these), `coverage` and `accuracy` (None without answers).
+    """
     is_sure = np.asarray(confidence) >= threshold
     count = int(is_sure.sum())
     return {

@@ -1,7 +1,7 @@
 """Metrics from logits, in NumPy: the same numbers whatever computed the logits."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -248,7 +248,7 @@ def compute_all_metrics(
     if num_rank_draws < min(_FEWEST_DRAWS, num_draws) or not names:
         num_rank_draws = 0
     else:
-        draws |= _draw_ranks(scores[:, places], truth[:, places], num_rank_draws, generator)
+        draws |= draw_ranks(scores[:, places], truth[:, places], num_rank_draws, generator)
     for name, values in draws.items():
         if not np.isfinite(values).any():
             continue
@@ -271,8 +271,8 @@ def _draw_counts(
     else:
         losses = (np.logaddexp(0, logits) - truth * logits).mean(axis=1)
     answers = logits > 0
-    for start in range(0, num_draws, _CHUNK):
-        weights = _draw_weights(total, min(_CHUNK, num_draws - start), generator)
+    for size in _chunk_sizes(num_draws, total):
+        weights = _draw_weights(total, size, generator)
         parts = {"loss": weights @ losses.astype("float32") / total}
         if "confusion_matrix" not in metrics:
             hits, claimed, support = (
@@ -297,8 +297,7 @@ def _draw_confusions(matrix: np.ndarray, num_draws: int, generator: np.random.Ge
     by_row, by_column = (csr_array((ones, (of, places)), shape=shape) for of in (rows, columns))
     diagonal = csr_array((np.where(rows == columns, 1.0, 0.0), (rows, places)), shape=shape)
     parts: dict[str, list[np.ndarray]] = {}
-    for start in range(0, num_draws, _CHUNK):
-        size = min(_CHUNK, num_draws - start)
+    for size in _chunk_sizes(num_draws, len(counts)):
         drawn = generator.multinomial(counts.sum(), counts / counts.sum(), size).T.astype("float64")  # (cells, draws)
         hits, claimed, support = (sums @ drawn for sums in (diagonal, by_column, by_row))  # (K, draws)
         is_there = support > 0
@@ -307,7 +306,14 @@ def _draw_confusions(matrix: np.ndarray, num_draws: int, generator: np.random.Ge
     return {name: np.concatenate(values) for name, values in parts.items()}
 
 
-_CHUNK = 100  # draws at a time, which bounds the memory
+_CHUNK_SIZE = 5_000_000  # images, or cells, times draws at a time: what bounds the memory
+
+
+def _chunk_sizes(num_draws: int, width: int) -> Iterator[int]:
+    """Yields numbers of draws that add up to `num_draws`: at most 100 at a time, fewer where a draw is wide."""
+    most = min(100, max(1, _CHUNK_SIZE // width))
+    for start in range(0, num_draws, most):
+        yield min(most, num_draws - start)
 
 
 def _draw_weights(total: int, num_draws: int, generator: np.random.Generator) -> np.ndarray:
@@ -316,14 +322,25 @@ def _draw_weights(total: int, num_draws: int, generator: np.random.Generator) ->
     return np.stack([np.bincount(row, minlength=total) for row in drawn]).astype("float32")
 
 
-def _draw_ranks(
+def draw_ranks(
     scores: np.ndarray, truth: np.ndarray, num_draws: int, generator: np.random.Generator
 ) -> dict[str, np.ndarray]:
-    """Returns the bootstrap's means of ROC-AUC and average precision; NaN where a draw has nothing to rank."""
+    """Draws N images with replacement, many times, and ranks them.
+
+    Args:
+        scores: (N, K): the higher, the more the model thinks that the class applies.
+        truth: bool (N, K).
+        num_draws: How many times.
+        generator: Of random numbers.
+
+    Returns:
+        `macro_roc_auc` and `mean_average_precision` of each draw, float64 (num_draws,): means over the classes that can
+        be ranked in it; NaN where there is none.
+    """
     areas: list[np.ndarray] = []
     precisions: list[np.ndarray] = []
-    for start in range(0, num_draws, _CHUNK):
-        weights = _draw_weights(len(truth), min(_CHUNK, num_draws - start), generator)
+    for size in _chunk_sizes(num_draws, len(truth)):
+        weights = _draw_weights(len(truth), size, generator)
         for values, means in zip(rank_scores(scores, truth, weights), (areas, precisions), strict=True):
             is_known = np.isfinite(values)
             count = is_known.sum(axis=1)

@@ -318,17 +318,22 @@ class VisionTransformer(keras.Model):
             pooling: `"class"` for the class token alone (the features of DINOv2 and distilled DeiT in transformers'
                 terms), `"mean"` for the mean over patch tokens; both (B, D). Default: what the head reads.
         """
+        self.check_features(block, pooling)
         tokens = self.tokens(images, block)
         tokens = tokens if block is None else self.leave(tokens)
         if pooling is None:
             return self.pool(tokens)
+        prefix = self.config.num_prefix_tokens
+        return tokens[:, 0] if pooling == "class" else ops.mean(tokens[:, prefix:], axis=1)
+
+    def check_features(self, block: int | None = None, pooling: Literal["class", "mean"] | None = None) -> None:
+        """Raises `ConfigError` if there is no such block, or no class token to pool: what `features` would raise."""
+        self._block_index(block)
         if pooling == "class" and not self.config.use_class_token:
             raise ConfigError(
                 f"Cannot pool the class token of {self.name}. Expected a model that has one. "
                 "Received: use_class_token=False. Pass pooling='mean'."
             )
-        prefix = self.config.num_prefix_tokens
-        return tokens[:, 0] if pooling == "class" else ops.mean(tokens[:, prefix:], axis=1)
 
     def attention(self, images: Any, blocks: Sequence[int] | None = None) -> list[Any]:
         """Returns attention weights.

@@ -141,7 +141,9 @@ def neighbours(
         )
     start_backend(backend)
     from vitreous.embeddings import find_neighbours, load_embeddings
+    from vitreous.embeddings.neighbours import check_count
 
+    check_count(k)  # before anything is embedded
     if is_file:
         bank, backbone = load_embeddings(embeddings), None
     else:
@@ -245,13 +247,12 @@ def _embed_now(source: str, data: str | None, save: Path | None, changes: dict[s
 
     backbone = load_backbone(source)
     if data is None:
-        record = backbone.run.config["data"] if backbone.run else {"root": "(none)"}
-        if record["root"] in ("(none)", "(from Python)"):
+        data = backbone.run.data_source if backbone.run else None
+        if data is None:
             raise ConfigError(
                 f"Cannot search with {source}. Expected images to search. Received: no --data, and the backbone does "
                 "not know of any. Pass --data DATA."
             )
-        data = record["name"] if record["root"] == "(built in)" else record["root"]
     with show_progress("images") as on_progress:
         options: dict[str, Any] = {"on_progress": on_progress, "on_error": _warn_left_out, "on_note": _note, **changes}
         if save is None:
@@ -291,13 +292,11 @@ def _draw(bank: "Embeddings", images: list[str], found: "list[list[Neighbour]]",
     from vitreous.figures import draw_neighbours
 
     places = locate_queries(bank, images)
-    pixels = iter(load_sources(bank, [each.index for near in found for each in near]))
+    own = [place for place in places if place is not None]
+    pixels = iter(load_sources(bank, [*own, *(each.index for near in found for each in near)]))
     labels = bank.labels
     draw_neighbours(
-        [
-            decode_image(image) if place is None else load_sources(bank, [place])[0]
-            for image, place in zip(images, places, strict=True)
-        ],
+        [decode_image(image) if place is None else next(pixels) for image, place in zip(images, places, strict=True)],
         [Path(image).name for image in images],
         [labels[place] if labels and place is not None else None for place in places],
         [[next(pixels) for _ in near] for near in found],

@@ -1,10 +1,12 @@
 """Commands that look inside a model."""
 
+import itertools
 import json
 import os
 import re
 import sys
 import typing
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,13 +14,11 @@ from cyclopts import Parameter
 
 from vitreous.cli.options import Backend, describe_source, parse_size, start_backend
 from vitreous.cli.printing import check_output, open_output, show_progress
-from vitreous.errors import ConfigError
+from vitreous.errors import ConfigError, DataError, ImageError
 from vitreous.text import escape_text
 
 if typing.TYPE_CHECKING:
     from collections.abc import Sequence
-
-    import numpy as np
 
     from vitreous.data import ImageSet
     from vitreous.explanation import Explainer, Explanation, Faithfulness
@@ -109,6 +109,7 @@ def explain(
                 f"Received: {', '.join(others)}. Leave them out, or run vitreous explain again without --html."
             )
     from vitreous.data import DataConfig, load_images
+    from vitreous.data.sources.folders import is_image_name
     from vitreous.explanation import (
         METHODS,
         draw_explanation,
@@ -143,44 +144,59 @@ def explain(
     mapped = [each for each in names if METHODS[each].has_map]
     if faithfulness:
         explainer.check_methods(mapped or names, needs_map=True)
-    pixels: list[np.ndarray] = []
-    results = []
+    # A file that the user names must be readable; in a folder or a table one bad file stops nothing.
+    is_each_named = all(os.path.isfile(image) and is_image_name(image) for image in images)
+    stems = _stems(found.names)
+    results, readable = [], []
     with show_progress("images") as on_progress:
         for index in range(len(found)):
-            image = found.load(index, explainer.input_spec.num_channels)
+            try:
+                image = found.load(index, explainer.input_spec.num_channels)
+            except ImageError as error:
+                if is_each_named:
+                    raise
+                name, reason = escape_text(found.names[index]), escape_text(error.reason)
+                print(f"Warning: left out {name}: {reason}", file=sys.stderr)
+                continue
+            readable.append(index)
             several = explainer.explain(
                 image, methods=names, target=target, block=block, head=head, fill=fill, steps=steps
             )
-            stem = _stem(found.names, index)
             pictures = []
             title = Path(found.names[index]).name
             groups = [several] if chosen is None else [[each] for each in several]
             for group in groups:
                 suffix = "" if chosen is None else f"-{group[0].method}"
-                pictures.append(draw_explanation(group, out / f"{stem}{suffix}.png", name=title, is_smooth=smooth))
+                pictures.append(
+                    draw_explanation(group, out / f"{stems[index]}{suffix}.png", name=title, is_smooth=smooth)
+                )
             if npz:
-                pictures.append(_write_arrays(several, out / f"{stem}.npz"))
-            results.append(
-                {
-                    "image": str(found.names[index]),
-                    "files": [str(path) for path in pictures],
-                    "class": several[0].class_name,
-                    "probability": several[0].probability,
-                    "explanations": [each.to_dict() for each in several],
-                }
-            )
-            if faithfulness:
-                pixels.append(image)
-            if not json_output:
+                pictures.append(_write_arrays(several, out / f"{stems[index]}.npz"))
+            if json_output:
+                results.append(
+                    {
+                        "image": str(found.names[index]),
+                        "files": [str(path) for path in pictures],
+                        "class": several[0].class_name,
+                        "probability": several[0].probability,
+                        "explanations": [each.to_dict() for each in several],
+                    }
+                )
+            else:
                 print(_line(found.names[index], several[0], pictures))
             if on_progress:
                 on_progress(index + 1, len(found))
+    if not readable:
+        raise DataError(
+            f"Cannot explain. Expected at least one image that can be read. Received: {len(found)} that cannot. "
+            "Look at them: vitreous inspect DATA."
+        )
     measured = None
     if faithfulness:
         with show_progress("images measured") as on_progress:
             measured = measure_faithfulness(
                 explainer,
-                pixels,
+                found.take(readable),
                 methods=mapped,
                 target=target,
                 fill=fill,
@@ -245,10 +261,22 @@ def _table(found: "Faithfulness") -> list[str]:
     return lines
 
 
-def _stem(names: "Sequence[str]", index: int) -> str:
-    """Returns a file name for an image's pictures: its own where no other has it, made safe."""
-    stems = [re.sub(r"[^\w.-]", "_", Path(name).stem) or "image" for name in names]
-    return stems[index] if stems.count(stems[index]) == 1 else f"{stems[index]}-{index + 1}"
+def _stems(names: "Sequence[str]") -> list[str]:
+    """Returns a file name for each image's pictures: its own where no other has it, made safe; else with a number."""
+    plain = [re.sub(r"[^\w.-]", "_", Path(name).stem) or "image" for name in names]
+    counts = Counter(plain)
+    taken = {stem for stem, count in counts.items() if count == 1}
+    stems = []
+    for number, stem in enumerate(plain, 1):
+        if counts[stem] > 1:
+            base = stem = f"{stem}-{number}"
+            for more in itertools.count(2):
+                if stem not in taken:
+                    break
+                stem = f"{base}-{more}"
+            taken.add(stem)
+        stems.append(stem)
+    return stems
 
 
 def _write_arrays(explanations: "list[Explanation]", path: Path) -> Path:

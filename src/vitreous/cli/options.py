@@ -156,10 +156,10 @@ def start_backend(backend: str | None) -> None:
     name, reason = select_backend(backend)
     print(f"Backend  {name} ({reason})", file=sys.stderr, flush=True)
     if name != "tensorflow":
-        _keep_tensorflow_out()
+        keep_tensorflow_out()
 
 
-def _keep_tensorflow_out() -> None:
+def keep_tensorflow_out() -> None:
     """Tells Keras that there is no TensorFlow, which it else imports to save a model on any backend: log lines, and
     seconds.
     """

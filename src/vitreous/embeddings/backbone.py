@@ -13,9 +13,11 @@ import numpy as np
 
 from vitreous.errors import ConfigError, MissingPathError, UnknownNameError
 from vitreous.model import VisionTransformer, create_predict_function
+from vitreous.patches import as_pair
 from vitreous.registry import get_spec, list_models
 from vitreous.spec import InputSpec, check
-from vitreous.training import Run, load_run
+from vitreous.training import Run
+from vitreous.training.run import find_run
 from vitreous.weights import import_weights
 
 Pooling: TypeAlias = Literal["head", "class", "mean", "patches"]
@@ -82,10 +84,8 @@ class Backbone:
             f"pooling={pooling!r}",
             "Pass one of them.",
         )
-        reader = _Reader(self.model, block, pooling)
-        config = self.model.config
-        reader(keras.KerasTensor((1, *config.image_size, config.num_channels)))  # a wrong block or token fails here
-        return create_predict_function(reader, self.input_spec)
+        self.model.check_features(block, "class" if pooling == "class" else None)  # before anything is computed
+        return create_predict_function(_Reader(self.model, block, pooling), self.input_spec)
 
 
 class _Reader(keras.Model):
@@ -123,7 +123,8 @@ def load_backbone(
 
     Raises:
         MissingPathError: If `source` is neither a path that exists nor the name of a model.
-        ConfigError: If `source` is the name of published weights without `timm/` before it.
+        ConfigError: If `source` is the name of published weights without `timm/` before it, or a backbone of another
+            image size than `image_size`.
         RunError, WeightsError: If it cannot be read.
 
     Example:
@@ -134,16 +135,21 @@ def load_backbone(
     ```
     """
     if isinstance(source, Backbone):
+        check(
+            image_size is None or as_pair(image_size, "image_size") == source.input_spec.image_size,
+            f"Cannot change the image size of {source.source}.",
+            f"that of the loaded backbone, {source.input_spec.image_size}",
+            f"image_size={image_size}",
+            "Pass it to load_backbone.",
+        )
         return source
-    if isinstance(source, Run):
-        return _load_run(source, image_size)
-    path, text = Path(source), str(source)
-    folder = path.parent if path.name == "model.keras" else path
-    if (folder / "config.toml").is_file():
-        return _load_run(load_run(folder), image_size)
-    if not path.exists() and not text.startswith(("hf:", "timm/")):
+    run = source if isinstance(source, Run) else find_run(source)
+    if run is not None:
+        return _load_run(run, image_size)
+    text = str(source)
+    if not Path(text).exists() and not text.startswith(("hf:", "timm/")):
         return _create(text, image_size, seed)
-    report = import_weights(source, image_size=image_size, dtype="float32")
+    report = import_weights(text, image_size=image_size, dtype="float32")
     return Backbone(text, report.model, report.input_spec, notes=tuple(report.notes))
 
 

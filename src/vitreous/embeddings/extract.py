@@ -23,7 +23,8 @@ FloatType: TypeAlias = Literal["float32", "float16"]
 OnProgress: TypeAlias = Callable[[int, int], None]
 OnError: TypeAlias = Callable[[str, str], None]
 _BATCH = 64
-_OPTIONAL_COLUMNS = {"split_column", "group_column"}
+OPTIONAL_COLUMNS = {"split_column", "group_column"}
+"""What data may lack of the columns that were named when a run was trained on other data."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +91,7 @@ def read_labelled(
 
     def read(options: Mapping[str, Any], default_seed: int) -> Labelled:
         config = change_config(None, {**options, **changes})
-        contents = read_source(data, config, min_classes=min_classes, may_lack=_OPTIONAL_COLUMNS - set(changes))
+        contents = read_source(data, config, min_classes=min_classes, may_lack=OPTIONAL_COLUMNS - set(changes))
         return Labelled(contents, config, default_seed if seed is None else seed)
 
     if run is None:
@@ -98,8 +99,7 @@ def read_labelled(
     record = run.config["data"]
     options = dict(record["split"])
     run_seed = options.pop("seed", 0)
-    where = str(data) if record["root"] == "(built in)" else str(source_path(data))
-    is_there = where == (record["name"] if record["root"] == "(built in)" else record["root"])
+    is_there = run.is_trained_on(data)
     try:
         found = read(options, run_seed)
         dataset = make_dataset(data, found.contents, found.config, seed=found.seed)
@@ -267,9 +267,10 @@ def embed(
 
     Raises:
         MissingPathError: If a path does not exist.
-        DataError: If there are no images, or none can be read.
+        DataError: If there are no images, none can be read, or a feature is too large for float16.
         ImageError: If an image cannot be read, without `on_error`.
-        ConfigError: If an option cannot work, or a feature is too large for float16.
+        ConfigError: If an option cannot work.
+        WeightsError: If the model computes numbers that are not finite.
 
     Example:
 

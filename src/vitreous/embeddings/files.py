@@ -48,13 +48,13 @@ class Embeddings:
         return len(self.names)
 
 
-def check_suffix(path: str | Path) -> None:
-    """Raises `ConfigError` unless the file is one that embeddings are kept in, and the folder is there."""
+def check_suffix(path: str | Path, verb: str = "write") -> None:
+    """Raises `ConfigError` unless the file is one that embeddings are kept in: its suffix says so."""
     path = Path(path)
     if path.suffix.lower() not in (".parquet", ".npz"):
         raise ConfigError(
-            "Cannot write embeddings. Expected a file name that ends in .parquet or .npz. "
-            f"Received: out={str(path)!r}. Change the suffix."
+            f"Cannot {verb} embeddings. Expected a file name that ends in .parquet or .npz. "
+            f"Received: {str(path)!r}. Pass another."
         )
     if path.suffix.lower() == ".parquet":
         import_pyarrow("A Parquet file of embeddings")  # before anything is computed
@@ -176,6 +176,7 @@ def load_embeddings(path: str | Path) -> Embeddings:
 
     Raises:
         MissingPathError: If it does not exist.
+        ConfigError: If its name ends otherwise.
         DataError: If it is no such file, or is damaged.
         MissingDependencyError: If pyarrow is needed and not installed.
     """
@@ -186,7 +187,7 @@ def load_embeddings(path: str | Path) -> Embeddings:
             f"{what} Expected a file that exists. Received: path={str(path)!r}. Make it: vitreous embed BACKBONE DATA "
             "--out FILE.parquet"
         )
-    check_suffix(path)
+    check_suffix(path, "load")
     try:
         found = _read_parquet(path) if path.suffix.lower() == ".parquet" else _read_npz(path)
         version = found.metadata["format"]

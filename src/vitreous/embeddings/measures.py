@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from vitreous.embeddings.neighbours import search
-from vitreous.evaluation import wilson_interval
+from vitreous.evaluation import draw_ranks, wilson_interval
 
 NEIGHBOURS, TEMPERATURE = 20, 0.07  # of DINO
 STRENGTHS = tuple(10.0**power for power in range(-5, 2))  # C, of which validation images choose
@@ -137,13 +137,12 @@ class MultiLabel:
 
     def score(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
         """Returns mean average precision and interval."""
-        generator = np.random.default_rng(0)
-        draws = generator.integers(len(labels), size=(_NUM_RESAMPLES, len(labels)))
-        values = [self.evaluate(logits[draw], labels[draw]) for draw in draws]
-        return {
-            "score": self.evaluate(logits, labels),
-            "interval": [float(value) for value in np.quantile(values, (0.025, 0.975))],
-        }
+        found = labels.any(axis=0)
+        if not found.any():
+            return {"score": 0.0, "interval": [0.0, 1.0]}
+        draws = draw_ranks(logits[:, found], labels[:, found], _NUM_RESAMPLES, np.random.default_rng(0))
+        interval = np.nanquantile(draws["mean_average_precision"], (0.025, 0.975)).tolist()
+        return {"score": self.evaluate(logits, labels), "interval": interval}
 
     def score_classes(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         """Returns the average precision of each label."""

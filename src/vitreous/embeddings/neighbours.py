@@ -10,6 +10,7 @@ import numpy as np
 from vitreous.data import ImageSet, decode_image, load_images, resize_image
 from vitreous.data.sources import change_config, read_source
 from vitreous.embeddings.backbone import Backbone, load_backbone
+from vitreous.embeddings.extract import OPTIONAL_COLUMNS
 from vitreous.embeddings.files import Embeddings, Label, load_embeddings
 from vitreous.errors import ConfigError, DataError, MissingPathError, VitreousError
 from vitreous.spec import check
@@ -70,7 +71,7 @@ def find_neighbours(
     print(neighbours[0].name, neighbours[0].similarity)
     ```
     """
-    check(k >= 1, "Cannot find neighbours.", "k of at least 1", f"k={k}", "Pass 1 or more.")
+    check_count(k)
     bank = embeddings if isinstance(embeddings, Embeddings) else load_embeddings(embeddings)
     if bank.vectors.ndim != 2:
         raise ConfigError(
@@ -92,6 +93,11 @@ def find_neighbours(
         labels = bank.labels
         found.append([Neighbour(bank.names[i], s, labels[i] if labels else None, bank.splits[i], i) for i, s in pairs])
     return found
+
+
+def check_count(k: int) -> None:
+    """Raises `ConfigError` for a number of neighbours below 1."""
+    check(k >= 1, "Cannot find neighbours.", "k of at least 1", f"k={k}", "Pass 1 or more.")
 
 
 def search(bank: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -196,5 +202,4 @@ def _read_again(record: dict[str, Any]) -> ImageSet:
     config = change_config(None, record.get("options", {}))
     if not record.get("is_labelled"):
         return load_images(record["data"], config)
-    optional = {"split_column", "group_column"}
-    return read_source(record["data"], config, min_classes=1, may_lack=optional).all_images()
+    return read_source(record["data"], config, min_classes=1, may_lack=OPTIONAL_COLUMNS).all_images()

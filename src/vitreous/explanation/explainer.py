@@ -17,13 +17,14 @@ from vitreous.explanation.perturbation import Fill, create_windows, fill_image, 
 from vitreous.patches import as_pair, extract_patches
 from vitreous.registry import list_models, list_weights
 from vitreous.spec import InputSpec
-from vitreous.training.run import Run, load_run
+from vitreous.training.run import Run, find_run
 
 if TYPE_CHECKING:
     from vitreous.explanation.trace import Trace
     from vitreous.model import VisionTransformer
 
 _BATCH = 16  # images at a time, about: larger ones are no faster on a CPU
+_NUM_PATH_STEPS = 16  # of integrated gradients
 _MOST_WINDOWS = 64  # of an occlusion
 _MOST_COMPONENTS = 28  # of the filters
 
@@ -164,10 +165,10 @@ class Explainer:
         count = self.config.num_classes
         if isinstance(target, str) and target in self.class_names:
             return self.class_names.index(target)
-        if isinstance(target, str) and not target.isdecimal():
+        if count and isinstance(target, str) and not target.isdecimal():
             hint = f"Or pass an index from 0 to {count - 1}."
             raise UnknownNameError("class", target, self.class_names, hint)
-        if not 0 <= int(target) < count:
+        if not count or not 0 <= int(target) < count:
             expected = f"an index from 0 to {count - 1}" if count else "a model with a head"
             raise ConfigError(
                 f"Cannot explain the class. Expected {expected}. Received: target={target!r}. "
@@ -395,7 +396,7 @@ class _Question:
         return values, "activation", f"tokens that enter block {self.block}", {"weights": weights}
 
     def _integrated_gradients(self) -> Any:
-        steps = _BATCH
+        steps = _NUM_PATH_STEPS
         image = self.explainer.normalize(self.image[None])[0]
         nothing_pixels = fill_image(self.image, self.fill)
         nothing = self.explainer.normalize(nothing_pixels[None])[0]
@@ -452,11 +453,11 @@ def locate_model(source: str | Path) -> Run | str:
         RunError: If a folder is a run, but a damaged one.
         WeightsError: If a name has no published weights.
     """
-    path, text = Path(source), str(source)
-    folder = path.parent if path.name == "model.keras" else path
-    if (folder / "config.toml").is_file():
-        return load_run(folder)
-    if path.exists() or text.startswith(("hf:", "timm/")):
+    run = find_run(source)
+    if run is not None:
+        return run
+    text = str(source)
+    if Path(text).exists() or text.startswith(("hf:", "timm/")):
         return text
     if text.partition(".")[0] not in list_models():
         raise MissingPathError(
@@ -501,7 +502,7 @@ def load_explainer(source: str | Path | Run, *, image_size: int | tuple[int, int
         )
     from vitreous.weights import import_weights
 
-    report = import_weights(located, image_size=image_size)
+    report = import_weights(located, image_size=image_size, dtype="float32")
     return Explainer(report.model, input_spec=report.input_spec, class_names=report.class_names)
 
 

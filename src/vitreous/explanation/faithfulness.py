@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vitreous.data import ImageSet
 from vitreous.errors import ConfigError
 from vitreous.explanation.perturbation import Fill, fill_image, find_edges, take_out
 
@@ -70,7 +71,7 @@ class Faithfulness:
 
 def measure_faithfulness(
     explainer: "Explainer",
-    images: Sequence[np.ndarray],
+    images: ImageSet | Sequence[np.ndarray],
     *,
     methods: Sequence[str] | None = None,
     target: int | str | None = None,
@@ -87,7 +88,7 @@ def measure_faithfulness(
 
     Args:
         explainer: Whose model and maps.
-        images: uint8 (H, W), (H, W, 1) or (H, W, 3) of any sizes, at least one.
+        images: uint8 (H, W), (H, W, 1) or (H, W, 3) of any sizes, at least one; or an image set, read one by one.
         methods: Default: all that give a map.
         target: Class, by name or index. Default: of each image the one that the model answers.
         fill: What stands in the place of a patch taken out: the image's mean colour, or its blur.
@@ -98,6 +99,7 @@ def measure_faithfulness(
 
     Raises:
         ConfigError: If there are no images, a number is below 1, or a method gives no map.
+        ImageError: If an image of a set cannot be read.
 
     Source: Petsiuk et al. 2018, https://arxiv.org/abs/1806.07421, section 4.1, with patches for pixels, and one fill
     for both curves.
@@ -110,7 +112,9 @@ def measure_faithfulness(
     names = explainer.check_methods(methods, needs_map=True)
     sums: dict[str, np.ndarray] = {}
     generator = np.random.default_rng(seed)
-    for done, image in enumerate(images):
+    channels = explainer.input_spec.num_channels
+    for done in range(len(images)):
+        image = images.load(done, channels) if isinstance(images, ImageSet) else images[done]
         found = explainer.explain(image, methods=names, target=target, fill=fill)
         pixels, grid, index = found[0].image, found[0].grid, found[0].class_index
         edges = find_edges(grid, pixels.shape[:2])

@@ -9,7 +9,8 @@ import numpy as np
 from vitreous.backend import count_cores
 from vitreous.data import ImageSet, Loader
 from vitreous.data.corruptions import CORRUPTION_GROUPS, CORRUPTIONS, SEVERITIES, corrupt_image
-from vitreous.evaluation import compute_metrics, get_headline
+from vitreous.errors import DataError
+from vitreous.evaluation import NUM_DRAWS, compute_metrics, get_headline
 from vitreous.measurement.views import Predict
 from vitreous.spec import InputSpec
 
@@ -54,6 +55,9 @@ def measure_robustness(
         and its `mean`; `groups`: the mean over noise, blur, weather, digital; `mean`, over everything, and, with one
         label an image, its `mean_interval` (95%, bootstrap over images, 1000 draws).
 
+    Raises:
+        DataError: If not one image can be read.
+
     Source: see `vitreous.data.corruptions`. Difference: ImageNet-C corrupts images of 224 pixels cut from larger ones,
     CIFAR-10-C stored ones; here it is always the image that enters the model.
     """
@@ -62,6 +66,11 @@ def measure_robustness(
         (batch.images[batch.mask], batch.labels[batch.mask], batch.indices[batch.mask]) for batch in loader.epoch(0)
     ]
     pixels, labels, places = (np.concatenate(parts) for parts in zip(*batches, strict=True))
+    if not len(labels):
+        raise DataError(
+            f"Cannot measure robustness. Expected images that can be read. Received: {len(images)} that cannot. "
+            "Measure more images, or look at them: vitreous inspect DATA."
+        )
     keys = places if indices is None else np.asarray(indices)[places]
     labels = labels.astype(bool) if images.is_multi_label else labels
     rights: list[np.ndarray] = []
@@ -92,8 +101,9 @@ def measure_robustness(
     }
     if rights:
         by_image = np.mean(rights, axis=0)
-        draws = np.random.default_rng(0).integers(0, len(by_image), (1000, len(by_image)))
-        result["mean_interval"] = np.percentile(by_image[draws].mean(axis=1), (2.5, 97.5)).tolist()
+        total, generator = len(by_image), np.random.default_rng(0)
+        means = [by_image[generator.integers(0, total, total)].mean() for _ in range(NUM_DRAWS)]
+        result["mean_interval"] = np.percentile(means, (2.5, 97.5)).tolist()
     groups = {
         kind: [table[name]["mean"] for name in names if name in table] for kind, names in CORRUPTION_GROUPS.items()
     }

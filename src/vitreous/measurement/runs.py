@@ -23,13 +23,12 @@ from vitreous.data import ImageSet, Loader, load_evaluation_images
 from vitreous.data.corruptions import CORRUPTIONS, SEVERITIES, check_corruptions
 from vitreous.data.labelled import LabelledImages
 from vitreous.data.sources import source_path
-from vitreous.errors import ConfigError, DataError
+from vitreous.errors import ConfigError, DataError, WeightsError
 from vitreous.evaluation import collect_logits, compute_all_metrics, wilson_interval
 from vitreous.measurement.robustness import draw_sample, measure_robustness
 from vitreous.measurement.slices import get_column, measure_slices
 from vitreous.measurement.views import Predict, average_views, create_views, describe_view
 from vitreous.model import create_predict_function
-from vitreous.spec import InputSpec
 from vitreous.training import Run, load_run
 from vitreous.training.planning import readable
 
@@ -92,6 +91,7 @@ def evaluate(
         ConfigError: If an option cannot work.
         DataError: If the data cannot be used, or has a class that the run does not know, or not that column.
         RunError: If `run` is no run.
+        WeightsError: If the answers are not one finite number for each class.
 
     Example:
 
@@ -196,11 +196,15 @@ def collect_answers(
         found: The images.
         predict: uint8 images (B, H, W, C) to logits (B, K).
         on_batch: Called with the number of images of each batch.
+
+    Raises:
+        WeightsError: If the answers are not one finite number for each class.
     """
     images = found.images
     loader = Loader(images, run.input_spec, batch_size=min(_BATCH, len(images)), cache_bytes=0)
     counted = _counted(predict, on_batch, len(images)) if on_batch else predict
     logits, labels, indices = collect_logits(counted, loader.epoch(0))
+    _check_logits(logits, run, images.names, indices)
     shares = to_probabilities(logits, is_multi_label=run.is_multi_label, temperature=run.temperature)
     return Answers(
         source=source,
@@ -260,8 +264,7 @@ def calibrate_run(
     """
     run = run if isinstance(run, Run) else load_run(run)
     run.check_has_classes()
-    root = run.config["data"]["root"]
-    is_own = data is None or str(source_path(data)) == root or str(data) == run.config["data"]["name"]
+    is_own = data is None or run.is_trained_on(data)
     part = split or ("val" if is_own else None)
     if is_own and part in ("train", "all"):
         raise ConfigError(
@@ -270,15 +273,15 @@ def calibrate_run(
         )
     source, found = load_images_of(run, data, split=part, **changes)
     infer = create_predict_function(run.load_model(), run.input_spec)
-    name = found.split if is_own else str(source)
-    answers = {name: _collect(infer, found.images, run.input_spec)}
+    name = found.split if is_own else str(source_path(source))  # a whole path: no folder's name is that of a result
+    answers = {name: _collect(infer, found.images, run)}
     if is_own and found.split == "val":
         try:
             _, test = load_images_of(run, data, split="test", **changes)
         except DataError:  # a run without test images
             pass
         else:
-            answers["test"] = _collect(infer, test.images, run.input_spec)
+            answers["test"] = _collect(infer, test.images, run)
     calibration = calibrate(answers, fitted_on=name)
     if not calibration["is_fitted"]:
         raise DataError(
@@ -301,12 +304,12 @@ def load_images_of(
 ) -> tuple[str | Path, LabelledImages]:
     """Returns the source, and the images of it to measure the run on. Args: as for `evaluate`."""
     record = run.config["data"]
-    if data is None and record["root"] == "(from Python)":
+    source = run.data_source if data is None else data
+    if source is None:
         raise DataError(
             "Cannot evaluate. Expected data: this run was trained on a Dataset made in Python. Received: data=None. "
             "Pass a folder."
         )
-    source = data if data is not None else record["name"] if record["root"] == "(built in)" else record["root"]
     found = load_evaluation_images(
         source,
         run.class_names,
@@ -320,10 +323,27 @@ def load_images_of(
     return source, found
 
 
-def _collect(predict: Predict, images: ImageSet, input_spec: InputSpec) -> tuple[np.ndarray, np.ndarray]:
-    loader = Loader(images, input_spec, batch_size=min(_BATCH, len(images)), cache_bytes=0)
-    logits, labels, _ = collect_logits(predict, loader.epoch(0))
+def _collect(predict: Predict, images: ImageSet, run: Run) -> tuple[np.ndarray, np.ndarray]:
+    loader = Loader(images, run.input_spec, batch_size=min(_BATCH, len(images)), cache_bytes=0)
+    logits, labels, indices = collect_logits(predict, loader.epoch(0))
+    _check_logits(logits, run, images.names, indices)
     return logits, labels
+
+
+def _check_logits(logits: np.ndarray, run: Run, names: Sequence[str], indices: np.ndarray) -> None:
+    """Raises `WeightsError` for answers that no number could be made of."""
+    count = len(run.class_names)
+    if logits.shape[1:] != (count,):
+        raise WeightsError(
+            f"Cannot measure {run.path}. Expected logits (B, {count}), one for each class. "
+            f"Received: logits of shape {('B', *logits.shape[1:])}. Pass the predict function of a model of this run."
+        )
+    is_finite = np.isfinite(logits).all(axis=1)
+    if not is_finite.all():
+        raise WeightsError(
+            f"Cannot measure {run.path}. Expected finite logits. Received: NaN or infinity for "
+            f"{names[indices[is_finite.argmin()]]}. The weights are damaged: train again, or restore model.keras."
+        )
 
 
 def _measure_threshold(confidence: np.ndarray, is_right: np.ndarray, threshold: float) -> dict[str, Any]:

@@ -80,11 +80,13 @@ def _group_values(values: np.ndarray) -> dict[str, np.ndarray]:
             if len(places):
                 groups[f"[{edges[k]:.4g}, {edges[k + 1]:.4g}{close}"] = places
     else:
-        texts = np.array(["" if gone else str(value) for value, gone in zip(values.tolist(), is_missing, strict=True)])
-        for text in dict.fromkeys(texts[~is_missing].tolist()):
-            groups[text] = np.flatnonzero((texts == text) & ~is_missing)
+        found: dict[str, list[int]] = {}
+        for place, (value, gone) in enumerate(zip(values.tolist(), is_missing.tolist(), strict=True)):
+            if not gone:
+                found.setdefault(str(value), []).append(place)
+        groups = {text: np.array(places) for text, places in found.items()}
     if is_missing.any():
-        groups["(none)"] = np.flatnonzero(is_missing)
+        groups["(none)"] = np.union1d(groups.get("(none)", []), np.flatnonzero(is_missing)).astype("int64")
     return groups
 
 

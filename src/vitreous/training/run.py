@@ -38,6 +38,7 @@ import numpy as np
 from PIL import Image
 
 from vitreous.data import decode_image, resize_image
+from vitreous.data.sources import source_path
 from vitreous.errors import MissingPathError, RunError, RunExistsError
 from vitreous.registry import count_parameters
 from vitreous.spec import InputSpec, ViTConfig
@@ -101,6 +102,21 @@ class Run:
                 "without classes, as `vitreous pretrain` leaves it. "
                 f"Train from it: vitreous train DATA --pretrained {self.path}."
             )
+
+    @property
+    def data_source(self) -> str | None:
+        """The data that it was trained on, as `load_dataset` takes it; None for a `Dataset` made in Python."""
+        record = self.config["data"]
+        own: dict[str, str | None] = {"(built in)": record["name"], "(from Python)": None}
+        return own.get(record["root"], record["root"])
+
+    def is_trained_on(self, data: str | Path) -> bool:
+        """Returns whether `data` is the source that it was trained on: the same name, path or URL."""
+        own = self.data_source
+        if own is None:
+            return False
+        is_name = self.config["data"]["root"] == "(built in)"
+        return (str(data) if is_name else str(source_path(data))) == own
 
     @property
     def input_spec(self) -> InputSpec:
@@ -184,6 +200,17 @@ def load_run(path: str | Path) -> Run:
                 "Train again, or restore the file."
             )
     return Run(path, config, metrics)
+
+
+def find_run(source: str | Path) -> Run | None:
+    """Reads the run that a path is the folder of, or the `model.keras` of; None if it is something else.
+
+    Raises:
+        RunError: If the folder is a run, but a damaged one.
+    """
+    path = Path(source)
+    folder = path.parent if path.name == "model.keras" else path
+    return load_run(folder) if (folder / "config.toml").is_file() else None
 
 
 def load_model(path: str | Path) -> "VisionTransformer":
