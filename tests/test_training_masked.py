@@ -117,7 +117,16 @@ def test_pretrain_leaves_an_encoder_that_training_starts_from(tmp_path):
     }
     run = vitreous.pretrain(dataset, out=tmp_path / "pre", **options)
     assert {path.name for path in run.path.iterdir()} == {
-        *("README.md", "config.toml", "curves.png", "history.csv", "metrics.json", "model.keras", "patches.png"),
+        *(
+            "README.md",
+            "config.toml",
+            "curves.png",
+            "history.csv",
+            "history.jsonl",
+            "metrics.json",
+            "model.keras",
+            "patches.png",
+        ),
         "reconstruction.png",
     }
     assert run.config["data"]["num_images"] == {"train": 57, "val": 3}  # the test images are left out
