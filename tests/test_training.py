@@ -393,7 +393,7 @@ def test_recipe_files(tmp_path):
     assert choose_recipe("digits", 500, 10) == "digits"
     names = [choose_recipe("x", side, 50_000) for side in (8, 32, 64, 500)]
     assert names == ["small32", "small32", "small64", "photos"]
-    assert [choose_recipe("x", side, 600) for side in (32, 64)] == ["few32", "small64"]
+    assert [choose_recipe("x", side, 600) for side in (32, 64)] == ["few32", "few64"]
 
 
 def test_epochs_and_time_replace_each_other():

@@ -414,7 +414,7 @@ def choose_recipe(name: str, image_side: float, num_images: int) -> str:
     if image_side <= 48:
         return "few32" if num_images < _FEW_IMAGES else "small32"
     if image_side <= 112:
-        return "small64"
+        return "few64" if num_images < _FEW_IMAGES else "small64"
     return "photos"
 
 
