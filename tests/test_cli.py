@@ -175,7 +175,7 @@ def test_recipes(call):
     assert "accuracy not measured" in out
     code, out, _ = call("recipes", "digits", "--json")
     (row,) = json.loads(out)
-    assert (row["name"], row["hardware"]) == ("digits", "2 CPU cores (AMD Zen 5), jax float32")
+    assert (row["name"], row["hardware"]) == ("digits", "2 cores of an AMD EPYC (Zen 5)")
     fails(call("recipes", "digit"), "Unknown recipe. Received: recipe='digit'. Nearest: digits")
 
 

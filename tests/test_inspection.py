@@ -50,7 +50,9 @@ def lamps(class_names=("off", "on")):
 @pytest.fixture(scope="module")
 def lamps_run(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "lamps"
-    return vitreous.train(lamps(), out=out, recipe="digits", epochs=20, batch_size=48)
+    plain = {"optimizer": {"name": "adamw", "learning_rate": 2e-3}, "architecture": {"stem": "none", "stem_depths": ()}}
+    # With the recipe's own stem and optimiser it learns the wrong labels by heart.
+    return vitreous.train(lamps(), out=out, recipe="digits", epochs=20, batch_size=48, **plain)
 
 
 def test_a_run_finds_wrong_labels(lamps_run):
