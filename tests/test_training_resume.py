@@ -56,7 +56,7 @@ class Said(LineReporter):
         if self.rows == self.crash_at:
             if self.number is None:
                 raise RuntimeError("crash")
-            os.kill(os.getpid(), self.number)
+            signal.raise_signal(self.number)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -153,7 +153,7 @@ def test_sigterm_saves_and_ends_with_143(folder, unbroken, tmp_path):
 
 def test_sigterm_while_validating_is_no_wait(folder, unbroken, tmp_path, monkeypatch):
     def evaluate(*_):
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
         raise AssertionError("SIGTERM did not end the evaluation")
 
     with monkeypatch.context() as patch:
@@ -441,8 +441,8 @@ def test_on_nan_gives_up_and_stops(folder, tmp_path, monkeypatch):
 def test_a_second_sigterm_changes_nothing():
     with Interrupt() as interrupt:
         interrupt.is_busy = True
-        os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
         assert interrupt.is_terminated and not interrupt.is_set
         interrupt.is_busy = False
-        os.kill(os.getpid(), signal.SIGTERM)  # it has been heard
+        signal.raise_signal(signal.SIGTERM)  # it has been heard
