@@ -343,8 +343,8 @@ def _readme(path: Path, config: dict[str, Any], metrics: dict[str, Any], history
         f"# {path.name}",
         "",
         f"{config['model']['name']}, an encoder pretrained on {config['data']['num_images']['train']:,} images of "
-        f"{config['data']['name']} without labels{loss}: the mean squared error on hidden patches, each brought to "
-        "mean 0 and variance 1; an answer of nothing but the mean has 1.",
+        f"{config['data']['name']} without labels{loss}: the mean squared error on hidden patches, each "
+        f"{config['masked']['mask_target']} brought to mean 0 and variance 1; an answer of nothing but the mean has 1.",
         "",
         f"{metrics['num_images_seen']:,} images seen in {history.seconds:.0f} s, seed {config['seed']}"
         + (", interrupted." if history.is_interrupted else "."),
