@@ -27,11 +27,11 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 BEGAN = time.monotonic()
 os.environ.setdefault("KERAS_BACKEND", "jax")
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
-
-import numpy as np
 
 TEST_SECONDS = 30.0  # kept for compiling the test and running it
 TEST_BATCH = 1000

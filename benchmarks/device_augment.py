@@ -1,4 +1,4 @@
-"""Random changes of images where the model computes: shifts, flips, TrivialAugment, mixup and cutmix, a batch at a time.
+"""Random changes of images where the model computes, a batch at a time: shifts, flips, TrivialAugment, mixup, cutmix.
 
 A GPU trains on small images faster than CPUs can change them. So all images lie in its memory, the random numbers are
 drawn on the host by NumPy, and the rest is `keras.ops`, the same on every backend. The operations are those of
@@ -188,7 +188,9 @@ def _spread(images: Any, spread: Any) -> Any:
     stretched = ops.where(high > low, ops.floor(images * scale - low * scale + 1e-3), images)
     levels = ops.cast(images, "int32")
     batch = images.shape[0]
-    histogram_of = ops.reshape(ops.arange(batch, dtype="int32"), (-1, 1, 1)) * channels + np.arange(channels, dtype="int32")
+    histogram_of = ops.reshape(ops.arange(batch, dtype="int32"), (-1, 1, 1)) * channels + np.arange(
+        channels, dtype="int32"
+    )
     places = ops.reshape(histogram_of * 256 + levels, (-1,))
     ones = ops.ones_like(places)
     histograms = ops.reshape(ops.segment_sum(ones, places, num_segments=batch * channels * 256), (-1, 256))
@@ -203,7 +205,7 @@ def _spread(images: Any, spread: Any) -> Any:
 
 
 def _enhance(images: Any, enhancer: Any, factor: Any) -> Any:
-    """Moves the images (B, H, W, C) away from, or towards, what is left without their light, contrast, colour, edges."""
+    """Moves the images (B, H, W, C) away from, or to, what is left without their light, contrast, colours or edges."""
     enhancer, factor = enhancer[:, None, None, None], factor[:, None, None, None]
     grey = images
     if images.shape[-1] == 3:

@@ -81,7 +81,9 @@ def test_mixing_follows_its_targets():
         np.testing.assert_allclose(targets.sum(axis=1), 1, rtol=1e-6)
         mixed = change(images, changes)
         np.testing.assert_allclose(mixed.mean(axis=(1, 2, 3)), targets @ levels, atol=0.51)
-        seen |= {(len(np.unique(image)) > 1, target.max() < 0.999) for image, target in zip(mixed, targets, strict=True)}
+        seen |= {
+            (len(np.unique(image)) > 1, target.max() < 0.999) for image, target in zip(mixed, targets, strict=True)
+        }
     assert seen == {(False, False), (False, True), (True, True)}  # left alone, mixup, cutmix
 
 
@@ -105,5 +107,7 @@ def test_loader_shows_each_image_once_an_epoch():
 
 def test_what_is_not_made_here_is_refused():
     config = AugmentConfig(policy="rand", erasing_rate=0.1)
-    with pytest.raises(ConfigError, match=r"Received: crop_scale=\(0\.35, 1\.0\), policy='rand', .*'erasing_rate': 0\.1"):
+    with pytest.raises(
+        ConfigError, match=r"Received: crop_scale=\(0\.35, 1\.0\), policy='rand', .*'erasing_rate': 0\.1"
+    ):
         DeviceLoader(draw(), np.zeros(8, int), batch_size=2, config=config, num_classes=2)
