@@ -203,7 +203,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def main() -> None:
+def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data")
     parser.add_argument("--minutes", type=float, default=10.0, help="for everything")
@@ -222,9 +222,14 @@ def main() -> None:
     parser.add_argument("--peak-tflops", type=float, default=989.0)
     parser.add_argument("--miniature", action="store_true", help="a tiny model for two epochs")
     parser.add_argument("--out", type=Path)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.miniature:
         options.size, options.width, options.blocks, options.batch_size = 16, 32, 1, 16
+    return options
+
+
+def main() -> None:
+    options = parse(sys.argv[1:])
     found = measure(options)
     rows = (
         ("test accuracy", f"{found['accuracy']:.2%}"),

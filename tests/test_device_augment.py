@@ -1,6 +1,7 @@
 """Images changed on the device, held against the operations on the CPU that they stand for."""
 
 import itertools
+import json
 import sys
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from layer_harness import to_numpy
 
 from vitreous.data.policies import TRIVIAL_AUGMENT, apply_operation
 from vitreous.errors import ConfigError
+from vitreous.registry import count_parameters
 from vitreous.spec import AugmentConfig
 
 SIZE = (12, 16)
@@ -111,3 +113,45 @@ def test_what_is_not_made_here_is_refused():
         ConfigError, match=r"Received: crop_scale=\(0\.35, 1\.0\), policy='rand', .*'erasing_rate': 0\.1"
     ):
         DeviceLoader(draw(), np.zeros(8, int), batch_size=2, config=config, num_classes=2)
+
+
+@pytest.mark.parametrize("has_arrays", [True, False])
+def test_cifar_gpu_in_miniature(tmp_path, monkeypatch, capsys, has_arrays):
+    """Reads both kinds of data; trains on the arrays alone, which takes a compilation."""
+    import cifar_gpu
+
+    rng = np.random.default_rng(0)
+    labels = np.arange(48) % 2
+    images = (np.where(labels, 160, 40)[:, None, None, None] + rng.integers(0, 60, (48, 16, 16, 3))).astype("uint8")
+    if not has_arrays:
+        for i, image in enumerate(images):
+            folder = tmp_path / ("test", "train")[i % 3 > 0] / ("dark", "light")[labels[i]]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(folder / f"{i:02d}.png")
+        splits, num_classes = cifar_gpu.read_images(str(tmp_path), 16)
+        assert num_classes == 2 and len(splits["train"][0]) == 32
+        np.testing.assert_array_equal(splits["test"][1], splits["test"][0].mean(axis=(1, 2, 3)) > 130)
+        return
+    data, out = tmp_path / "images.npz", tmp_path / "table.md"
+    np.savez(data, x_train=images, y_train=labels[:, None], x_test=images[:5], y_test=labels[:5, None])
+    monkeypatch.setattr(sys, "argv", ["cifar_gpu.py", str(data), "--miniature", "--out", str(out)])
+    cifar_gpu.main()
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["num_images_seen"] == 96 and found["num_parameters"] < 7e6 and found["num_classes"] == 2
+    assert found["accuracy"] in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+    assert 0 < found["mfu"] < 1 and found["loader_images_per_second"] > 0
+    assert f"| test accuracy | {found['accuracy']:.2%} |" in out.read_text()
+    np.savez(data, x_train=images, y_train=labels, x_test=images[:, :8], y_test=labels)
+    with pytest.raises(SystemExit, match=r"expected uint8 \(N, 16, 16, 3\), received uint8 \(48, 8, 16, 3\)"):
+        cifar_gpu.main()
+    np.savez(data, x_train=images, y_train=labels)
+    with pytest.raises(SystemExit, match=r"expected x_test and y_test among \['x_train', 'y_train'\]"):
+        cifar_gpu.main()
+
+
+def test_the_model_for_a_gpu_is_small():
+    import cifar_gpu
+
+    options = cifar_gpu.parse(["CIFAR100"])
+    config = cifar_gpu.describe_model(options, 100)
+    assert config.num_patches == 256 and 4e6 < count_parameters(config) < 7e6

@@ -163,6 +163,8 @@ def test_pretrain_leaves_an_encoder_that_training_starts_from(tmp_path):
     assert encoder.head is None
     still = {"learning_rate": 1e-12, "weight_decay": 0.0}
     tuned = vitreous.train(dataset, out=tmp_path / "run", pretrained=run.path, epochs=1, optimizer=still)
+    assert tuned.config["recipe_name"] == "few32"  # all that classes need has still to be learnt
+    assert tuned.config["model"]["num_blocks"] == 2  # the encoder's, whatever the recipe's model has
     for a, b in zip(encoder.weights, tuned.load_model().weights, strict=False):
         np.testing.assert_allclose(to_numpy(a), to_numpy(b), atol=1e-6)
     with pytest.raises(RunError, match=r"Received: a run without classes"):

@@ -43,7 +43,7 @@ class MaskedAutoencoder(keras.Model):
     Source: He et al. 2022, https://arxiv.org/abs/2111.06377, section 3; the target `"patch"` is the normalised pixels
     of section 4.1; squares in place of single patches: Xie et al. 2022, https://arxiv.org/abs/2111.09886 (SimMIM).
     Differences: tokens that are no patches do not enter the decoder; with a stem that looks beyond a patch, hidden
-    patches are black to it.
+    patches are 0 to it, the mean colour.
     """
 
     def __init__(

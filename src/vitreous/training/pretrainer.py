@@ -51,7 +51,6 @@ _MOST_VALIDATED = 2000  # images
 # What a recipe for labels would do worse here: large crops keep what has to be filled in.
 _CHANGES: dict[str, Any] = {
     "optimizer": {
-        "learning_rate": 1e-3,
         "label_smoothing": 0.0,
         "layer_decay": 1.0,
         "trained": "all",
