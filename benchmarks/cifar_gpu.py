@@ -182,7 +182,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         reporter=reporter,
     )
     speed = statistics.median(row["images_per_second"] for row in history.rows)
-    predict = create_predict_function(average, spec)
+    final = VisionTransformer(config, name="final", dtype="float32")  # as a run is saved and measured
+    final.set_weights(average.get_weights())
+    predict = create_predict_function(final, spec)
     parts = range(0, len(test_images), TEST_BATCH)
     answers = np.concatenate([predict(test_images[first : first + TEST_BATCH]).argmax(axis=1) for first in parts])
     return {
