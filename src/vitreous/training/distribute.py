@@ -70,6 +70,37 @@ class DistributionConfig(Record):
     gpus_per_worker: int | None = None
     max_failures: int | None = None
 
+    def __post_init__(self) -> None:
+        counts = {"num_workers": 1, "gpus_per_worker": 0, "max_failures": 0}
+        given = {name: value for name in counts if (value := getattr(self, name)) is not None}
+        for name, value in given.items():
+            least = counts[name]
+            check(value >= least, f"Cannot use {name}.", f"{least} or more", f"{name}={value}", "Pass such a number.")
+        check(
+            self.ray is not None or not given,
+            "Cannot start workers.",
+            "the address of a Ray cluster beside them",
+            ", ".join(f"{name}={value}" for name, value in given.items()),
+            "Pass --ray auto, or --ray local.",
+        )
+        check(
+            self.ray is None or (self.coordinator, self.num_processes, self.process_id) == (None, None, None),
+            "Cannot train on Ray.",
+            "no addresses of processes beside --ray: Ray starts them, and they find each other",
+            f"coordinator={self.coordinator!r}, num_processes={self.num_processes}, process_id={self.process_id}",
+            "Leave them out.",
+        )
+
+    @property
+    def is_several(self) -> bool:
+        """Whether anything is asked for that one device alone does not have."""
+        return any(value is not None for value in self.to_dict().values()) and self.devices != 1
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The arguments of `train` and `pretrain` among the fields."""
+        return {"devices": self.devices, "parallel": self.parallel}
+
 
 class Layout:
     """Where arrays lie.

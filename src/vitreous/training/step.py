@@ -296,7 +296,7 @@ class JaxStep(Step):
             [layout.place(layout.gather(v.value), spec) for v, spec in zip(variables, specs, strict=True)]
             for variables, specs in zip(self._variables(), self.specs, strict=True)
         )
-        for variable in self.average.non_trainable_variables:  # these do not change: predictions read them where they are
+        for variable in self.average.non_trainable_variables:  # predictions read them where they are
             value = layout.gather(variable.value)
             variable.assign(layout.place(value, layout.spec(variable.path, value.shape)))
 
