@@ -215,9 +215,7 @@ def fit(
         RunError: If the state that was saved does not fit.
     """
     layout = layout or Layout()
-    step = create_step(
-        model, average, optimizer, input_spec=input_spec, loss=loss, num_parts=num_parts, layout=layout
-    )
+    step = create_step(model, average, optimizer, input_spec=input_spec, loss=loss, num_parts=num_parts, layout=layout)
     loop = _Loop(
         step,
         train,

@@ -267,6 +267,7 @@ class JaxStep(Step):
             whole = self.layout.sharding(jax.sharding.PartitionSpec())
             places = jax.tree.map(self.layout.sharding, self.specs)
             self.step = jax.jit(step, donate_argnums=0, out_shardings=(places, whole, whole))
+            self.copy = jax.jit(lambda state: jax.tree.map(jax.numpy.copy, state))
             self.knowledge = [[self.layout.place(v.value, whole.spec) for v in variables] for variables in known]
         else:
             self.step = jax.jit(step, donate_argnums=0)
@@ -323,9 +324,10 @@ class JaxStep(Step):
         """Copies the state into the Keras variables."""
         import jax
 
-        for variables, values in zip(self._variables(), self.state, strict=True):
+        state = self.copy(self.state) if self.layout.is_spread else jax.tree.map(jax.numpy.array, self.state)
+        for variables, values in zip(self._variables(), state, strict=True):
             for variable, value in zip(variables, values, strict=True):
-                variable.assign(jax.numpy.array(value))
+                variable.assign(value)
 
 
 class TorchStep(Step):
