@@ -9,7 +9,7 @@ from weight_references import NAMES, place
 from vitreous.errors import ConfigError, WeightsError
 from vitreous.evaluation import sigmoid, softmax
 from vitreous.export.graph import build_graph
-from vitreous.export.runtimes import import_openvino
+from vitreous.export.runtimes import openvino_core
 from vitreous.model import VisionTransformer, create_predict_function
 from vitreous.spec import InputSpec, ViTConfig
 from vitreous.weights import import_weights
@@ -113,8 +113,8 @@ def compare(model, **options):
     logits, shares = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"]).run(
         None, {"images": images}
     )
-    openvino = import_openvino()
-    compiled = openvino.compile_model(openvino.Core().read_model(data), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    core = openvino_core()
+    compiled = core.compile_model(core.read_model(data), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     tolerance = 1e-5 * max(1, np.abs(expected).max())
     np.testing.assert_allclose(logits, expected, atol=tolerance)
     np.testing.assert_allclose(compiled(images)["logits"], expected, atol=tolerance)

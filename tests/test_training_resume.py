@@ -249,7 +249,7 @@ def test_a_run_that_cannot_be_written_keeps_its_checkpoint(folder, unbroken, tmp
         with pytest.raises(RunError, match=message):
             vitreous.train(folder, out=out, **OPTIONS)
         patch.undo()
-        patch.setattr("vitreous.training.run._write_text", fail)  # not even what the run is can be written
+        patch.setattr("vitreous.training.run.write_text", fail)  # not even what the run is can be written
         with pytest.raises(RunError, match=message):
             vitreous.train(folder, out=out, **OPTIONS)
     assert not out.exists()

@@ -1,7 +1,6 @@
 """Cross-validation: a run for each fold, and what they say together."""
 
 import json
-import os
 import re
 import shlex
 import shutil
@@ -13,10 +12,11 @@ from typing import Any
 
 from vitreous import __version__
 from vitreous.data.sources import load_dataset
-from vitreous.errors import ConfigError, RunError, RunExistsError
+from vitreous.errors import ConfigError, RunExistsError
+from vitreous.files import write_text
 from vitreous.training.planning import free_path, split_options
 from vitreous.training.progress import Reporter
-from vitreous.training.run import Run, load_run
+from vitreous.training.run import Run, is_run
 from vitreous.training.trainer import train
 
 
@@ -114,10 +114,10 @@ def train_folds(
             return CrossValidation(folder, tuple(runs), {})
     metrics = summarize_folds(runs)
     for fold, place in _find_folds(folder).items():
-        if fold > num_folds and _is_run(place):  # of an earlier cross-validation, whose numbers are replaced below
+        if fold > num_folds and is_run(place):  # of an earlier cross-validation, whose numbers are replaced below
             shutil.rmtree(place)
-    _write(folder / "metrics.json", json.dumps(metrics, indent=2))
-    _write(folder / "README.md", _readme(folder, runs, metrics))
+    write_text(folder / "metrics.json", json.dumps(metrics, indent=2))
+    write_text(folder / "README.md", _readme(folder, runs, metrics))
     return CrossValidation(folder, tuple(runs), metrics)
 
 
@@ -125,14 +125,6 @@ def _find_folds(folder: Path) -> dict[int, Path]:
     """Returns what lies in a folder under the name of a fold, in order."""
     found = {place: re.fullmatch(r"fold-([1-9]\d*)", place.name) for place in folder.glob("fold-*")}
     return dict(sorted((int(match[1]), place) for place, match in found.items() if match))
-
-
-def _is_run(place: Path) -> bool:
-    try:
-        load_run(place)
-    except RunError:
-        return False
-    return True
 
 
 def summarize_folds(runs: Sequence[Run]) -> dict[str, Any]:
@@ -163,12 +155,6 @@ def summarize_folds(runs: Sequence[Run]) -> dict[str, Any]:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def _readme(folder: Path, runs: Sequence[Run], metrics: dict[str, Any]) -> str:

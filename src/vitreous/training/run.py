@@ -40,6 +40,7 @@ from PIL import Image
 from vitreous.data import decode_image, resize_image
 from vitreous.data.sources import source_path
 from vitreous.errors import MissingPathError, RunError, RunExistsError
+from vitreous.files import write_text
 from vitreous.registry import count_parameters
 from vitreous.spec import InputSpec, ViTConfig
 
@@ -275,7 +276,7 @@ def _refuse_content(path: Path, content: str) -> RunError:
     )
 
 
-def _is_run(path: Path) -> bool:
+def is_run(path: Path) -> bool:
     """Whether a folder is a whole run: nothing else may be replaced."""
     try:
         load_run(path)
@@ -344,7 +345,7 @@ class RunWriter:
             try:
                 self._check_place(what)
             except RunExistsError:
-                if is_new or (_is_run(self.path) and not self.partial.exists()):
+                if is_new or (is_run(self.path) and not self.partial.exists()):
                     self.discard()  # its run has been finished
                 else:
                     self._release()
@@ -365,7 +366,7 @@ class RunWriter:
         """Raises `RunExistsError` if what lies at the final place may not be replaced."""
         if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
             return
-        if not _is_run(self.path):
+        if not is_run(self.path):
             kind = "folder" if self.path.is_dir() else "file"
             raise RunExistsError(
                 f"{what} Expected a free path, or a run to replace. Received: a {kind} that is no run. "
@@ -420,11 +421,11 @@ class RunWriter:
 
     def write_text(self, name: str, text: str) -> None:
         """Writes one file whole."""
-        _write_text(self.partial / name, text)
+        write_text(self.partial / name, text)
 
     def write_call(self, call: Mapping[str, Any]) -> None:
         """Writes what was asked for, beside the run."""
-        _write_text(self.folder / "call.json", json.dumps(call, indent=2))
+        write_text(self.folder / "call.json", json.dumps(call, indent=2))
 
     def write_history(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Writes all rows of `history.csv` and `history.jsonl` anew."""
@@ -444,7 +445,7 @@ class RunWriter:
         """
         place, number = self.path, 1
         while True:
-            if self.overwrite and _is_run(place):
+            if self.overwrite and is_run(place):
                 os.replace(place, self.folder / "old")
             try:
                 os.rename(self.partial, place)  # refuses a folder that is not empty
@@ -490,9 +491,3 @@ def _empty(folder: Path, *, but: str = "") -> None:
             shutil.rmtree(entry)
         elif entry.name != but:
             entry.unlink()
-
-
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
