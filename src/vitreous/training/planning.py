@@ -311,6 +311,7 @@ def identity_of(config: Mapping[str, Any]) -> dict[str, Any]:
         "data (fingerprint)": data["fingerprint"],
         **{f"the version of {name}": versions[name] for name in ("vitreous", "keras", "backend")},
         "precision": versions["policy"],
+        "the weights of the teacher": config.get("teacher_fingerprint"),
         "the devices": config.get("distribution"),
     }
 

@@ -23,6 +23,7 @@ from vitreous.training.trackers import Trackers
 
 # Options that change no number of a run.
 _FREE = ("recipe.checkpoint_every", "recipe.keep_checkpoints", "recipe.on_nan", "recipe.cache", "recipe.max_bad")
+FREE_ARGUMENTS = ("checkpoint_every", "keep_checkpoints", "on_nan", "cache", "max_bad", "devices", "parallel", "track")
 _NOT_OPTIONS = (*_FREE, "command", "recipe_name", "data.root", "data.notes")
 _NOT_CALLED = ("out", "resume", "reporter")
 _PLACES = ("data", "recipe", "pretrained", "teacher")  # arguments that may be paths
@@ -269,7 +270,14 @@ def _check_same(path: Path, old: dict[str, Any], new: dict[str, Any], reporter: 
             f"Received: fingerprint={str(now.get('data.fingerprint'))[:12]}: images or labels have been added, removed "
             f"or changed. Restore them, {remedy}"
         )
-    found = ("versions.", "distribution.", "data.num_images.", "data.class_names", "data.fingerprint")
+    key = "teacher_fingerprint"
+    if key in before and key in differing and "teacher" not in differing:  # runs of 0.1.0 do not say
+        raise ConfigError(
+            f"{what} Expected the teacher that it began with, {key}={before[key][:12]}. "
+            f"Received: {key}={str(now.get(key))[:12]}: other weights lie at {before['teacher']}. "
+            f"Restore them, {remedy}"
+        )
+    found = ("versions.", key, "distribution.", "data.num_images.", "data.class_names", "data.fingerprint")
     found += ("data.split.seed",)
     names = [name for name in differing if name not in _NOT_OPTIONS and not name.startswith(found)]
     if names:

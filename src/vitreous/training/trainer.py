@@ -195,6 +195,7 @@ def _prepare(
                 config["pretrained"] = describe_weights(pretrained)
             if isinstance(loss, DistillationLoss):
                 config["teacher"] = loss.teacher.name
+                config["teacher_fingerprint"] = loss.teacher.fingerprint
             checkpoints, config = open_checkpoints(writer, config, settled, resume=resume, reporter=reporter)
             writer.write_call(describe_call("train", call))
             layout.meet(identity_of(config))
