@@ -264,7 +264,8 @@ class JaxStep(Step):
             return (weights, other, slots, average), total / weight, correct
 
         def stack(arrays: Any) -> Any:  # (num_parts, B / num_parts, ...); what lies on the device already stays there
-            return arrays if self.num_parts == 1 and isinstance(arrays[0], jax.Array) else np.stack(arrays)
+            stays = isinstance(arrays[0], jax.Array) and self.num_parts == 1 and not self.layout.is_spread
+            return arrays if stays else np.stack(arrays)
 
         self.stack = stack
         known = (teacher.model.trainable_variables, teacher.model.non_trainable_variables) if teacher else ()
