@@ -51,6 +51,7 @@ Resume = Literal["auto", "only", "never"]
 
 _MAX_CONFIG_BYTES = 2**24
 _MAX_TOKENS = 2**20
+_LOCKED_BYTE = 2**20  # of the lock on Windows, beyond its text
 FORMAT = 1  # of the folder; raised when an older vitreous could no longer read a new run
 
 
@@ -386,14 +387,11 @@ class RunWriter:
                 lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
             except FileNotFoundError:
                 continue  # the process that had it has just finished
-            if sys.platform == "win32":
-                break
-            import fcntl
-
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _lock_file(lock)
             except BlockingIOError as error:
-                holder = os.pread(lock, 200, 0).decode(errors="replace").strip() or "unknown"
+                os.lseek(lock, 0, os.SEEK_SET)
+                holder = os.read(lock, 200).decode(errors="replace").strip() or "unknown"
                 os.close(lock)
                 raise RunExistsError(
                     f"{what} Expected no other process to write it. Received: {holder}, which does. "
@@ -405,6 +403,7 @@ class RunWriter:
                 if os.path.samestat(os.fstat(lock), os.stat(self.folder / "lock")):
                     break
             os.close(lock)
+        os.lseek(lock, 0, os.SEEK_SET)
         os.ftruncate(lock, 0)
         os.write(lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         return lock
@@ -479,9 +478,32 @@ class RunWriter:
         """Removes what was written."""
         with contextlib.suppress(OSError):
             _empty(self.folder, but="lock")
+            if sys.platform == "win32":  # which removes no file that is open
+                self._release()
             (self.folder / "lock").unlink()  # last: until then, nobody else begins here
             self.folder.rmdir()
         self._release()
+
+
+def _lock_file(descriptor: int) -> None:
+    """Locks an open file for this process.
+
+    Raises:
+        BlockingIOError: If another process has it.
+        OSError: If the file system knows no locks.
+    """
+    if sys.platform == "win32":
+        import msvcrt
+
+        os.lseek(descriptor, _LOCKED_BYTE, os.SEEK_SET)  # others may read what lies before it
+        try:
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        except PermissionError as error:
+            raise BlockingIOError(*error.args) from error
+    else:
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _empty(folder: Path, *, but: str = "") -> None:
