@@ -40,3 +40,12 @@ def test_cifar_in_miniature(tmp_path):
     assert row["num_images"] > 0
     assert row["seconds"] < 60
     assert "| ours |" in out.read_text()
+
+
+def test_parity_in_miniature(tmp_path):
+    out = tmp_path / "table.md"
+    arguments = ("--miniature", "--kinds", "registers", "--formats", "onnx", "--out", out)
+    rows = run(FOLDER / "parity.py", *arguments)["rows"]
+    assert [row["precision"] for row in rows] == ["fp32", "fp16", "int8"]
+    assert rows[0]["max_logit_difference"] < 1e-4 < rows[1]["max_logit_difference"]
+    assert out.read_text().count("| onnx ") == 3

@@ -15,6 +15,8 @@ from vitreous.spec import InputSpec, ViTConfig
 from vitreous.weights import import_weights
 from vitreous.weights.load import variables
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 BASE = {
     "image_size": 16,
     "patch_size": 8,
