@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import tomllib
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import yaml
 
 from vitreous.cli import app
 from vitreous.server import ServerConfig
+from vitreous.training.distribute import DistributionConfig
+from vitreous.training.fit import Terminated
 
 ROOT = Path(__file__).parents[1]
 MANIFESTS = {path.name: yaml.safe_load(path.read_text()) for path in (ROOT / "deploy/kubernetes").glob("*.yaml")}
@@ -92,3 +95,33 @@ def test_the_pod_may_do_little():
     assert context["readOnlyRootFilesystem"] and not context["allowPrivilegeEscalation"]
     assert context["capabilities"]["drop"] == ["ALL"]
     assert pod()["securityContext"]["runAsNonRoot"] and not pod()["automountServiceAccountToken"]
+
+
+def parse_training(arguments):
+    _, bound, *_ = app.parse_args(["train", *arguments], exit_on_error=False, print_error=False)
+    found = vars(bound.arguments["distribution"])
+    return DistributionConfig(**{name: value for name, value in found.items() if value is not None})
+
+
+def test_the_pods_of_a_training_find_each_other():
+    jobset = yaml.safe_load((ROOT / "deploy/training/jobset.yaml").read_text())
+    (job,) = jobset["spec"]["replicatedJobs"]
+    pods = job["template"]["spec"]
+    (container,) = pods["template"]["spec"]["containers"]
+    assert container["command"] == ["vitreous", "train"]
+    (index,) = [entry["name"] for entry in container["env"] if "completion-index" in str(entry)]
+    arguments = [argument.replace(f"$({index})", "3") for argument in container["args"]]
+    config = parse_training(arguments)
+    first = f"{jobset['metadata']['name']}-{job['name']}-0-0.{jobset['metadata']['name']}:"
+    assert config.coordinator.startswith(first) and config.process_id == 3
+    assert config.num_processes == pods["parallelism"] == pods["completions"]
+    assert pods["backoffLimit"] == 0 and jobset["spec"]["failurePolicy"]["maxRestarts"] > 0
+
+
+def test_a_job_of_slurm_that_was_stopped_goes_back_into_the_queue():
+    script = (ROOT / "deploy/training/slurm.sh").read_text()
+    command = re.search(r"srun \S+ vitreous train (.*?)\ncode", script, re.DOTALL)[1].replace("\\\n", " ")
+    assert parse_training(shlex.split(command)).coordinator == "auto"
+    lines = re.findall(r"#SBATCH --([\w-]+)(?:=(\S+))?", script)
+    assert ("signal", "TERM@120") in lines and ("requeue", "") in lines
+    assert f'"$code" -eq {Terminated().code} ]' in script

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -237,6 +238,21 @@ def test_what_is_compiled_follows_the_weights(run, tmp_path):
     after = load_runtime(path, cache_dir=cache)[0](images)[0]
     np.testing.assert_array_equal(after, load_runtime(path)[0](images)[0])
     assert not np.allclose(after, before)
+
+
+def test_signals_are_heard_after_engines_have_gone(run, tmp_path):
+    """Ended in the order of their beginning, two cores of OpenVINO make the next signal a segmentation fault."""
+    path = export_model(run, format="openvino", out=tmp_path / "m.xml").path
+    first, second = load_runtime(path)[0], load_runtime(path)[0]
+    del first
+    del second
+    heard = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: heard.append(number))
+    try:
+        signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert heard == [signal.SIGTERM]
 
 
 def test_without_openvino_keras_answers(run, monkeypatch):

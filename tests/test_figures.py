@@ -211,7 +211,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, image, monkeypatch):
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr("vitreous.figures.canvas.os.replace", fail)
+    monkeypatch.setattr("vitreous.files.os.replace", fail)
     with pytest.raises(OSError, match="disk full"):
         draw_patches(image, patch_size=12, out=out)
     assert out.read_bytes() == before

@@ -13,7 +13,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "vitreous"
 
 # From the bottom up. A folder counts as one name: its files share its rank and may import each other.
 RANKS = (
-    {"errors", "text"},
+    {"errors", "files", "text"},
     {"patches", "registry_table"},
     {"spec", "resize"},
     {"positions"},

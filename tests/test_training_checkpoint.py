@@ -13,6 +13,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -252,7 +253,7 @@ time.sleep(99)
 """
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="no locks")
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
 def test_two_processes_on_one_run(tmp_path):
     other = subprocess.Popen([sys.executable, "-c", HOLD, tmp_path / "run"], stdout=subprocess.PIPE)
     assert other.stdout.readline()
@@ -266,6 +267,27 @@ def test_two_processes_on_one_run(tmp_path):
     with pytest.raises(RunExistsError, match=rf"Received: process {os.getpid()} on "):
         RunWriter(tmp_path / "run")
     assert writer.keep() is None  # there is nothing to resume from
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_lock_on_windows(tmp_path, monkeypatch):
+    """There, one byte beyond the text of the lock is locked, which leaves the text to be read by others."""
+    held = set()
+
+    def locking(descriptor, mode, count):
+        place = (os.fstat(descriptor).st_ino, os.lseek(descriptor, 0, os.SEEK_CUR))
+        assert (mode, count) == ("nonblocking", 1) and place[1] > 1000
+        if place in held:
+            raise PermissionError(13, "Permission denied")
+        held.add(place)
+
+    monkeypatch.setitem(sys.modules, "msvcrt", SimpleNamespace(locking=locking, LK_NBLCK="nonblocking"))
+    monkeypatch.setattr(sys, "platform", "win32")
+    writer = RunWriter(tmp_path / "run")
+    with pytest.raises(RunExistsError, match=rf"Received: process {os.getpid()} on .*, which does"):
+        RunWriter(tmp_path / "run")
+    assert (writer.folder / "lock").stat().st_size < 1000
+    writer.discard()
     assert list(tmp_path.iterdir()) == []
 
 

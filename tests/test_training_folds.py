@@ -8,9 +8,11 @@ from PIL import Image
 
 import vitreous
 from vitreous.data import load_dataset
-from vitreous.errors import ConfigError, DataError, RunExistsError
+from vitreous.errors import ConfigError, DataError, RunError, RunExistsError
 from vitreous.training import train_folds
 from vitreous.training.folds import spread_line, summarize_folds
+from vitreous.training.progress import LineReporter
+from vitreous.training.resume import describe_call
 from vitreous.training.run import Run, load_run
 
 SMALL = {"model": "vit_pico_patch4_32", "image_size": (16, 16), "batch_size": 8, "num_channels": 3, "epochs": 2}
@@ -129,3 +131,58 @@ def test_summary():
     }
     assert spread_line("accuracy", metrics["test"]["accuracy"]) == "accuracy 60.00% ± 14.14%"
     assert spread_line("loss", {"mean": 0.5, "std": 0.25}) == "loss 0.500 ± 0.250"
+
+
+def test_folds_go_on_after_a_kill(result, table, tmp_path):
+    """Finished folds are kept, the fold at hand goes on, and the numbers are those without a break."""
+
+    class Crash(LineReporter):
+        def __init__(self):
+            super().__init__()
+            self.lines = []
+
+        def note(self, text):
+            self.lines.append(text)
+            if crash_at and text.startswith(crash_at):
+                raise RuntimeError("crash")
+
+    out = tmp_path / "folds"
+    options = {"num_folds": 3, "out": out, "label_column": "colour", "group_column": "patient", **SMALL}
+    crash_at = "Fold     3 of 3"
+    with pytest.raises(RuntimeError, match="crash"):
+        train_folds(table, reporter=Crash(), **options)
+    crash_at = None
+    with pytest.raises(ConfigError) as error:
+        train_folds(table, **{**options, "epochs": 3})
+    assert f"with the folds in {out}. Expected the options that they began with: epochs=2. Received: epochs=3." in str(
+        error.value
+    )
+    begun = (out / "fold-1" / "metrics.json").stat().st_mtime_ns
+    reporter = Crash()
+    again = train_folds(table, reporter=reporter, checkpoint_every="1 steps", **options)
+    assert f"Fold     1 of 3 is finished: {out / 'fold-1'}" in reporter.lines
+    assert (out / "fold-1" / "metrics.json").stat().st_mtime_ns == begun
+    assert not (out / "folds.json").exists()
+    for split in ("val", "test"):
+        assert again.metrics[split] == result.metrics[split]
+    with pytest.raises(RunExistsError, match="Expected a free path"):
+        train_folds(table, **options)
+
+
+def test_folds_of_other_data_do_not_go_on(result, table, tmp_path):
+    out = tmp_path / "folds"
+    shutil.copytree(result.path, out)
+    (out / "metrics.json").unlink()
+    call = {"task": "train", "data": str(table), "num_folds": 3, "seed": 0, "label_column": "red"}
+    (out / "folds.json").write_text(json.dumps({"call": call, "finished": [1]}))
+    (table.parent / "other.csv").write_text("\n".join(table.read_text().splitlines()[:-3]))
+    options = {"num_folds": 3, "out": out, "label_column": "colour", "group_column": "patient", **SMALL}
+    with pytest.raises(ConfigError, match="Expected the options that they began with"):
+        train_folds(table, **options)
+    (out / "folds.json").write_text("{")
+    with pytest.raises(RunError, match=r"Expected folds\.json as it was written\. Received: a damaged file"):
+        train_folds(table, **options)
+    call = describe_call("train", {"data": table.parent / "other.csv", "seed": 0, **options})
+    (out / "folds.json").write_text(json.dumps({"call": call, "finished": [1]}))
+    with pytest.raises(DataError, match=r"Received: other images or labels than in fold-1\. Restore them"):
+        train_folds(table.parent / "other.csv", **options)

@@ -18,7 +18,7 @@ import vitreous
 from vitreous.data import Dataset, ImageSet
 from vitreous.errors import ConfigError, DataError, MissingPathError, RunError, RunExistsError, TrainingError
 from vitreous.training import fit as fit_module
-from vitreous.training.distillation import DistillationLoss
+from vitreous.training.distillation import DistillationLoss, Teacher
 from vitreous.training.fit import Interrupt
 from vitreous.training.planning import free_path
 from vitreous.training.progress import LineReporter, Reporter
@@ -249,7 +249,7 @@ def test_a_run_that_cannot_be_written_keeps_its_checkpoint(folder, unbroken, tmp
         with pytest.raises(RunError, match=message):
             vitreous.train(folder, out=out, **OPTIONS)
         patch.undo()
-        patch.setattr("vitreous.training.run._write_text", fail)  # not even what the run is can be written
+        patch.setattr("vitreous.training.run.write_text", fail)  # not even what the run is can be written
         with pytest.raises(RunError, match=message):
             vitreous.train(folder, out=out, **OPTIONS)
     assert not out.exists()
@@ -355,6 +355,14 @@ def test_a_student_with_low_rank_updates_resumes_from_anywhere(folder, unbroken,
     with pytest.raises(RuntimeError, match="crash"):
         vitreous.train("data", out="killed", reporter=Said(crash_at=2), **options)
     monkeypatch.chdir(tmp_path / "elsewhere")
+    with monkeypatch.context() as patch:
+        patch.setattr(Teacher, "fingerprint", "0" * 64)
+        with pytest.raises(
+            ConfigError,
+            match=r"Expected the teacher that it began with, teacher_fingerprint=\w{12}\. Received: "
+            r"teacher_fingerprint=000000000000: other weights lie at .*\. Restore them, or start anew with --no-resume",
+        ):
+            vitreous.resume("../killed")
     recorder, said = Recorder(), Said()
     run = vitreous.resume("../killed", track=recorder, reporter=said)
     assert_same(run, whole)

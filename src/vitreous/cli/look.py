@@ -15,6 +15,7 @@ from cyclopts import Parameter
 from vitreous.cli.options import Backend, describe_source, parse_size, start_backend
 from vitreous.cli.printing import check_output, open_output, show_progress
 from vitreous.errors import ConfigError, DataError, ImageError
+from vitreous.files import replacing
 from vitreous.text import escape_text
 
 if typing.TYPE_CHECKING:
@@ -289,11 +290,6 @@ def _write_arrays(explanations: "list[Explanation]", path: Path) -> Path:
             arrays[f"{each.method}/map"] = each.map
         arrays |= {f"{each.method}/{name}": array for name, array in each.arrays.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            np.savez_compressed(file, **arrays)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **arrays)
     return path

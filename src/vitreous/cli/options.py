@@ -1,6 +1,7 @@
 """Options that several commands take: records as their twins, sizes, the backend."""
 
 import dataclasses
+import os
 import sys
 import typing
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ from vitreous.backend import select_backend
 from vitreous.errors import ConfigError
 from vitreous.server.settings import ServerConfig
 from vitreous.spec import AugmentConfig, DataConfig, ViTConfig
+from vitreous.training.distribute import DistributionConfig
 from vitreous.training.recipe import (
     NOT_ARCHITECTURE,
     NOT_PRETRAINED,
@@ -31,9 +33,9 @@ Track = Annotated[
     ),
 ]
 
-DATA, RECIPE, OPTIMIZER, DISTILLATION, AUGMENTATION, ARCHITECTURE = (
+DATA, RECIPE, DEVICES, OPTIMIZER, DISTILLATION, AUGMENTATION, ARCHITECTURE = (
     Group.create_ordered(name)
-    for name in ("Data", "Recipe", "Optimizer", "Distillation", "Augmentation", "Architecture")
+    for name in ("Data", "Recipe", "Devices", "Optimizer", "Distillation", "Augmentation", "Architecture")
 )
 
 
@@ -89,6 +91,7 @@ if typing.TYPE_CHECKING:
     AugmentOptions: typing.TypeAlias = Any
     ArchitectureOptions: typing.TypeAlias = Any
     ServerOptions: typing.TypeAlias = Any
+    DistributionOptions: typing.TypeAlias = Any
 else:
     MaskedOptions = _optional(MaskedConfig, "MaskedOptions")
     DataOptions = _optional(DataConfig, "DataOptions", without=("num_folds",))
@@ -113,6 +116,7 @@ else:
     AugmentOptions = _optional(AugmentConfig, "AugmentOptions")
     ArchitectureOptions = _optional(ViTConfig, "ArchitectureOptions", without=NOT_ARCHITECTURE)
     ServerOptions = _optional(ServerConfig, "ServerOptions")
+    DistributionOptions = _optional(DistributionConfig, "DistributionOptions")
 
 
 def given(options: Any) -> dict[str, Any]:
@@ -157,6 +161,19 @@ def start_backend(backend: str | None) -> None:
     print(f"Backend  {name} ({reason})", file=sys.stderr, flush=True)
     if name != "tensorflow":
         keep_tensorflow_out()
+
+
+def start_devices(options: DistributionOptions | None, backend: str | None) -> DistributionConfig:
+    """Settles the backend, jax where several devices or processes are asked for, and joins the other processes."""
+    config = DistributionConfig(**given(options))
+    if config.is_several and not backend and "KERAS_BACKEND" not in os.environ:
+        backend = "jax"
+    start_backend(backend)
+    if config.ray is None and (config.coordinator, config.num_processes, config.process_id) != (None, None, None):
+        from vitreous.training.distribute import join_processes
+
+        join_processes(config.coordinator, num_processes=config.num_processes, process_id=config.process_id)
+    return config
 
 
 def keep_tensorflow_out() -> None:

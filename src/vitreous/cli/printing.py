@@ -1,6 +1,5 @@
 """What commands print and write: lines, tables, progress, files that appear whole."""
 
-import os
 import sys
 import typing
 from collections.abc import Iterator
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from vitreous.errors import ConfigError
+from vitreous.files import replacing
 from vitreous.spec import ViTConfig
 from vitreous.text import escape_text
 
@@ -114,14 +114,11 @@ def open_output(path: Path | None) -> Iterator[TextIO]:
     if path is None:
         yield sys.stdout
         return
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            yield file
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with (
+        replacing(path) as temporary,
+        temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
+        yield file
     print(f"Wrote {path}", file=sys.stderr)
 
 

@@ -13,6 +13,7 @@ from vitreous.cli.options import (
     ARCHITECTURE,
     AUGMENTATION,
     DATA,
+    DEVICES,
     DISTILLATION,
     OPTIMIZER,
     RECIPE,
@@ -21,6 +22,7 @@ from vitreous.cli.options import (
     Backend,
     DataOptions,
     DistillationOptions,
+    DistributionOptions,
     MaskedOptions,
     OptimizerOptions,
     PretrainOptimizerOptions,
@@ -32,10 +34,11 @@ from vitreous.cli.options import (
     given,
     parse_size,
     recipe_changes,
-    start_backend,
+    start_devices,
 )
 from vitreous.cli.printing import metrics_line
 from vitreous.errors import ConfigError
+from vitreous.training.distribute import DistributionConfig
 from vitreous.training.recipe import MaskedConfig
 
 if typing.TYPE_CHECKING:
@@ -62,6 +65,7 @@ def train(
     backend: Backend | None = None,
     data_options: Annotated[DataOptions | None, Parameter(name="*", group=DATA)] = None,
     options: Annotated[RecipeOptions | None, Parameter(name="*", group=RECIPE)] = None,
+    distribution: Annotated[DistributionOptions | None, Parameter(name="*", group=DEVICES)] = None,
     optimizer: Annotated[OptimizerOptions | None, Parameter(group=OPTIMIZER)] = None,
     distillation: Annotated[DistillationOptions | None, Parameter(group=DISTILLATION)] = None,
     augment: Annotated[AugmentOptions | None, Parameter(group=AUGMENTATION)] = None,
@@ -93,6 +97,7 @@ def train(
         backend: Keras backend. Default: KERAS_BACKEND, else the fastest one installed for this hardware.
         data_options: Columns and splits.
         options: Values that differ from the recipe's.
+        distribution: Which devices and processes train together (docs/scaling.md).
         optimizer: Values that differ from the recipe's.
         distillation: How to learn from the teacher; values that differ from the recipe's.
         augment: Values that differ from the recipe's.
@@ -103,7 +108,7 @@ def train(
         **recipe_changes(options, image_size, optimizer, augment, architecture),
         "distillation": given(distillation) or None,
     }
-    start_backend(backend)
+    shares = start_devices(distribution, backend)
     from vitreous.calibration import describe_calibration
     from vitreous.training import train as train_run
     from vitreous.training import train_folds
@@ -115,8 +120,12 @@ def train(
         "teacher": teacher,
         "num_folds": folds,
         "track": track or (),
+        **shares.given,
     }
-    if resume is not None:
+    if shares.ray is not None:
+        changes |= {"out": out, "seed": seed or 0, "overwrite": overwrite}
+        run = _train_on_ray("train", shares, data, changes, folds=folds, resume=resume, anew=anew)
+    elif resume is not None:
         run = _resume("train", resume, data, {**changes, "seed": seed}, out=out, overwrite=overwrite, anew=anew)
     else:
         changes |= {"out": out, "seed": seed or 0, "overwrite": overwrite, "resume": "never" if anew else "auto"}
@@ -124,6 +133,8 @@ def train(
         if folds is not None and changes.get("fold") is None:
             return _say_folds(train_folds(data, reporter=create_reporter(), **changes))
         run = train_run(data, reporter=create_reporter(), **changes)
+    if not run.metrics:
+        return 0  # of another process, which says the rest
     print(f"Trained  {format_seconds(run.metrics['train_seconds'])}, {run.metrics['num_images_seen']:,} images")
     for split in ("val", "test"):
         if split in run.metrics:
@@ -172,6 +183,7 @@ def pretrain(
     backend: Backend | None = None,
     masked: Annotated[MaskedOptions | None, Parameter(name="*", group=RECIPE)] = None,
     options: Annotated[PretrainRecipeOptions | None, Parameter(name="*", group=RECIPE)] = None,
+    distribution: Annotated[DistributionOptions | None, Parameter(name="*", group=DEVICES)] = None,
     optimizer: Annotated[PretrainOptimizerOptions | None, Parameter(group=OPTIMIZER)] = None,
     augment: Annotated[AugmentOptions | None, Parameter(group=AUGMENTATION)] = None,
     architecture: Annotated[ArchitectureOptions | None, Parameter(group=ARCHITECTURE)] = None,
@@ -194,23 +206,29 @@ def pretrain(
         backend: Keras backend. Default: KERAS_BACKEND, else the fastest one installed for this hardware.
         masked: What is hidden, and what fills it in.
         options: Values that differ from the recipe's.
+        distribution: Which devices and processes train together (docs/scaling.md).
         optimizer: Values that differ from the recipe's.
         augment: Values that differ from the recipe's.
         architecture: Values in which the model differs from its name's.
     """
     changes = recipe_changes(options, image_size, optimizer, augment, architecture)
-    start_backend(backend)
+    shares = start_devices(distribution, backend)
     from vitreous.training import pretrain as pretrain_run
     from vitreous.training.progress import create_reporter, format_seconds
 
-    changes |= {"recipe": recipe, "track": track or ()}
-    if resume is not None:
+    changes |= {"recipe": recipe, "track": track or (), **shares.given}
+    if shares.ray is not None:
+        changes |= {"out": out, "seed": seed or 0, "overwrite": overwrite, "masked": MaskedConfig(**given(masked))}
+        run = _train_on_ray("pretrain", shares, data, changes, folds=None, resume=resume, anew=anew)
+    elif resume is not None:
         changes |= {"seed": seed, "masked": given(masked) or None}
         run = _resume("pretrain", resume, data, changes, out=out, overwrite=overwrite, anew=anew)
     else:
         changes |= {"out": out, "seed": seed or 0, "overwrite": overwrite, "resume": "never" if anew else "auto"}
         masked_config = MaskedConfig(**given(masked))
         run = pretrain_run(_require(data), reporter=create_reporter(), masked=masked_config, **changes)
+    if not run.metrics:
+        return 0  # of another process, which says the rest
     print(f"Trained  {format_seconds(run.metrics['train_seconds'])}, {run.metrics['num_images_seen']:,} images")
     if run.metrics["val_loss"] is not None:
         print(f"Val      loss {run.metrics['val_loss']:.3f} on hidden patches (the mean alone: 1)")
@@ -227,6 +245,31 @@ def _require(data: str | None) -> str:
             "Name it, or continue an unfinished run: --resume RUN."
         )
     return data
+
+
+def _train_on_ray(
+    task: Literal["train", "pretrain"],
+    shares: DistributionConfig,
+    data: str | None,
+    changes: dict[str, Any],
+    *,
+    folds: int | None,
+    resume: Path | None,
+    anew: bool,
+) -> "Run":
+    """Trains on a Ray cluster; what is unfinished at --out goes on by itself."""
+    from vitreous.training.progress import create_reporter
+    from vitreous.training.ray_workers import train_on_ray
+
+    others = {"--folds": folds is not None and changes.get("fold") is None, "--resume": resume, "--no-resume": anew}
+    beside = [name for name, is_given in others.items() if is_given]
+    if beside:
+        raise ConfigError(
+            f"Cannot train on Ray. Expected no {beside[0]} beside --ray. Received: {', '.join(beside)}. "
+            "Leave it out: the same command goes on with the unfinished run at --out."
+        )
+    arguments = {name: value for name, value in changes.items() if value is not None and value != ()}
+    return train_on_ray(task, _require(data), shares, reporter=create_reporter(), **arguments)
 
 
 def _resume(

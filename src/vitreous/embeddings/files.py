@@ -1,8 +1,6 @@
 """Embeddings, and the files that hold them: Parquet and .npz, both written while the vectors are computed."""
 
 import json
-import os
-import secrets
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +13,7 @@ import numpy as np
 
 from vitreous.data.sources.tables import import_pyarrow
 from vitreous.errors import ConfigError, DataError, MissingPathError
+from vitreous.files import replacing
 from vitreous.text import escape_text
 
 FORMAT = 1  # of the metadata; raised when an older vitreous could no longer read a new file
@@ -71,14 +70,9 @@ def open_writer(path: str | Path, metadata: dict[str, Any], *, has_labels: bool)
     """
     path = Path(path)
     check_suffix(path)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     open_file = _open_parquet if path.suffix.lower() == ".parquet" else _open_npz
-    try:
-        with open_file(temporary, metadata, has_labels) as write:
-            yield write
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary, open_file(temporary, metadata, has_labels) as write:
+        yield write
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 import inspect
 import io
 import json
-import os
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from PIL import Image
 
 from vitreous.export import reference
 from vitreous.export.record import ExportRecord
+from vitreous.files import replacing
 
 _PACKAGES = {
     "onnx": "onnxruntime",
@@ -120,15 +120,10 @@ def write_bundle(
     script += _RUN[record.format].format(name=name, hint=record.inference_precision) + _PRINT
     picture = io.BytesIO()
     Image.fromarray(example if example.shape[-1] == 3 else example[..., 0]).save(picture, "PNG")
-    temporary = target.with_name(f".{target.name}.tmp")
-    try:
-        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
-            for place, path in files.items():
-                archive.write(path, place, compress_type=zipfile.ZIP_STORED)  # weights do not shrink
-            archive.writestr("metadata.json", record.to_json())
-            archive.writestr("example.png", picture.getvalue())
-            archive.writestr("expected.json", json.dumps(expected, indent=2, ensure_ascii=False))
-            archive.writestr("run.py", script)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(target) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+        for place, path in files.items():
+            archive.write(path, place, compress_type=zipfile.ZIP_STORED)  # weights do not shrink
+        archive.writestr("metadata.json", record.to_json())
+        archive.writestr("example.png", picture.getvalue())
+        archive.writestr("expected.json", json.dumps(expected, indent=2, ensure_ascii=False))
+        archive.writestr("run.py", script)

@@ -13,7 +13,7 @@ from vitreous.errors import MissingDependencyError
 from vitreous.export.graph import INPUT
 from vitreous.export.parity import CheckImages
 from vitreous.export.record import KEY, ExportRecord
-from vitreous.export.runtimes import import_openvino
+from vitreous.export.runtimes import import_openvino, openvino_core
 
 HINTS = {"fp32": "f32", "fp16": "f32", "bf16": "bf16", "int8": "bf16"}
 """What OpenVINO computes in. fp16 is how the weights are stored; in int8, bf16 is for what is not quantised."""
@@ -21,8 +21,7 @@ HINTS = {"fp32": "f32", "fp16": "f32", "bf16": "bf16", "int8": "bf16"}
 
 def convert_to_openvino(model: Any) -> Any:
     """Returns an ONNX model as an OpenVINO model."""
-    openvino = import_openvino()
-    converted = openvino.Core().read_model(model.SerializeToString())
+    converted = openvino_core().read_model(model.SerializeToString())
     converted.set_friendly_name("vitreous")
     return converted
 

@@ -65,14 +65,13 @@ def collect_images(run: Run, *, data: str | Path | None = None, need_labels: boo
     record = run.config["data"]
     count = NUM_LABELLED if need_labels else NUM_IMAGES
     try:
-        if data is None and record["root"] == "(from Python)":
+        if (source := run.data_source if data is None else data) is None:
             raise DataError("the run was trained on a Dataset made in Python.")
         split = None
         if data is None:
             split = "val" if "val" in run.metrics else "test"
-        own = record["name"] if record["root"] == "(built in)" else record["root"]
         found = load_evaluation_images(
-            own if data is None else data,
+            source,
             run.class_names,
             split=split,
             made_by=record["split"],
@@ -96,7 +95,7 @@ def collect_images(run: Run, *, data: str | Path | None = None, need_labels: boo
     images, labels, indices = (np.concatenate(part) for part in zip(*parts, strict=True))
     names = tuple(chosen.names[int(i)] for i in indices)
     kind = {"val": "validation images", "test": "test images", "train": "training images"}.get(found.split, "images")
-    return CheckImages(images, labels, f"{kind} of {own if data is None else data}", names)
+    return CheckImages(images, labels, f"{kind} of {source}", names)
 
 
 def _first(error: Exception) -> str:

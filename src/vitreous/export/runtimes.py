@@ -1,5 +1,6 @@
 """Exported files in their own runtimes: uint8 images in, logits and probabilities out. None of them needs Keras."""
 
+import functools
 import hashlib
 import sys
 import threading
@@ -101,13 +102,12 @@ class OpenVINORuntime(FileRuntime):
             "NUM_STREAMS": self.num_streams,
             "PERFORMANCE_HINT": "LATENCY" if is_latency else "THROUGHPUT",
         }
-        core = openvino.Core()
         if cache_dir is not None:
             folder = cache_dir / _state_of(path, path.with_suffix(".bin"))
             folder.mkdir(parents=True, exist_ok=True)
-            core.set_property({"CACHE_DIR": str(folder)})
+            options["CACHE_DIR"] = str(folder)
         try:
-            self.model = core.compile_model(path, "CPU", options)
+            self.model = openvino_core().compile_model(path, "CPU", options)
         except RuntimeError as error:
             raise _cannot_load(path, error) from error
         self._of_thread = threading.local()
@@ -213,6 +213,17 @@ def import_openvino() -> Any:
         if is_first:
             del sys.modules["openvino_telemetry"]
     return openvino
+
+
+@functools.cache
+def openvino_core() -> Any:
+    """Returns the one `openvino.Core` of this process, which lives as long as it does.
+
+    A core's CPU plugin gives the main thread a stack for signal handlers, and frees that memory with the core. Cores
+    that do not end in the reverse order of their beginning leave the thread a stack that is gone: the next signal,
+    Ctrl-C for one, is then a segmentation fault.
+    """
+    return import_openvino().Core()
 
 
 def _cannot_load(path: Path, error: Exception) -> ExportError:

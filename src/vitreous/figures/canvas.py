@@ -1,8 +1,6 @@
 """What every figure is made of: an empty one, images, text, and a file that is written whole or not at all."""
 
 import functools
-import os
-import secrets
 import threading
 import warnings
 from collections.abc import Iterator
@@ -18,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from vitreous.errors import ConfigError
+from vitreous.files import replacing
 from vitreous.patches import as_pair
 
 BLUE, ORANGE, VERMILION = "#0072B2", "#E69F00", "#D55E00"
@@ -168,13 +167,8 @@ def checked_path(out: str | Path) -> Path:
 def save(figure: Figure, path: Path) -> Path:
     """Writes a figure through a temporary file beside it, so that a reader never sees half of one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     suffix = path.suffix.lower().removeprefix(".")
     dates = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
-    try:
-        with _without_glyph_warnings():
-            figure.savefig(temporary, format=suffix, dpi=DPI, metadata=dates[suffix])
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary, _without_glyph_warnings():
+        figure.savefig(temporary, format=suffix, dpi=DPI, metadata=dates[suffix])
     return path

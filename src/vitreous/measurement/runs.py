@@ -1,7 +1,6 @@
 """A run measured on labelled images: how good, how sure, how robust; and its probabilities mended."""
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from vitreous.data.labelled import LabelledImages
 from vitreous.data.sources import source_path
 from vitreous.errors import ConfigError, DataError, WeightsError
 from vitreous.evaluation import collect_logits, compute_all_metrics, wilson_interval
+from vitreous.files import write_text
 from vitreous.measurement.robustness import draw_sample, measure_robustness
 from vitreous.measurement.slices import get_column, measure_slices
 from vitreous.measurement.views import Predict, average_views, create_views, describe_view
@@ -289,9 +289,7 @@ def calibrate_run(
             f"Received: {calibration['reason']}. The run is as it was; pass more images."
         )
     metrics = {**run.metrics, "calibration": calibration}
-    temporary = run.path / ".metrics.json.tmp"
-    temporary.write_text(json.dumps(metrics, indent=2), encoding="utf-8")
-    os.replace(temporary, run.path / "metrics.json")
+    write_text(run.path / "metrics.json", json.dumps(metrics, indent=2))
     from vitreous.figures import draw_reliability
 
     shown = calibration["test" if "test" in calibration else name]

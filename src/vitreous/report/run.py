@@ -2,8 +2,6 @@
 
 import csv
 import math
-import os
-import secrets
 import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +17,7 @@ from vitreous.data.corruptions import CORRUPTIONS, SEVERITIES
 from vitreous.data.inspection import Inspection, inspect_dataset, inspect_fast
 from vitreous.errors import ConfigError, DataError, MissingPathError
 from vitreous.explanation import Explainer, Explanation
+from vitreous.files import replacing
 from vitreous.measurement import (
     Answers,
     collect_answers,
@@ -178,7 +177,8 @@ def write_report(
         **changes,
     )
     page = render_run(facts).encode("utf-8")
-    _write(path, page)
+    with replacing(path) as temporary:
+        temporary.write_bytes(page)
     has_card = robustness and data is None and split in (None, "test") and _write_limits(facts)
     return RunReport(path, len(page), facts, has_card)
 
@@ -317,11 +317,10 @@ def _describe_case(run: Run, answers: Answers, explainer: Explainer, place: int)
 def _check_data(run: Run, *, is_whole: bool) -> tuple[Inspection | None, str]:
     """Looks at the data of training, and says what is to be known of them."""
     record = run.config["data"]
-    if record["root"] == "(from Python)":
+    if run.data_source is None:
         return None, "The run was trained on images that were handed over in Python; they cannot be looked at again."
-    source = record["name"] if record["root"] == "(built in)" else record["root"]
     try:
-        dataset = load_dataset(source, **record["split"])
+        dataset = load_dataset(run.data_source, **record["split"])
     except (DataError, MissingPathError) as error:
         return None, f"The training data were not looked at: {error}"
     note = ""
@@ -356,16 +355,6 @@ def _describe_command(arguments: Sequence[str], options: Mapping[str, tuple[Any,
     return shlex.join(words)
 
 
-def _write(path: Path, content: bytes) -> None:
-    """Writes a file through a temporary one beside it, so that a reader never sees half of it."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def _write_limits(facts: RunFacts) -> bool:
     """Writes the limits in the model card anew; False where it is missing, or its owner took the marks out."""
     card = facts.run.path / "README.md"
@@ -378,5 +367,6 @@ def _write_limits(facts: RunFacts) -> bool:
     )
     if text is None:
         return False
-    _write(card, text.encode("utf-8"))
+    with replacing(card) as temporary:
+        temporary.write_bytes(text.encode("utf-8"))
     return True

@@ -1,5 +1,6 @@
 """Learning from a teacher: a trained model sees the same augmented images, and its answers are a second label."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,14 @@ class Teacher:
         self.input_spec = input_spec
         self.order = np.asarray(order, "int32")
         self.name = name or model.name
+
+    @property
+    def fingerprint(self) -> str:
+        """A sha256 of its weights: what it answers, whatever it is called."""
+        digest = hashlib.sha256()
+        for weight in self.model.weights:
+            digest.update(np.ascontiguousarray(ops.convert_to_numpy(ops.cast(weight.value, "float32"))).tobytes())
+        return digest.hexdigest()
 
     def __call__(self, images: Any) -> Any:
         """Returns the teacher's logits for some images."""

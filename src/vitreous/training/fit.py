@@ -12,15 +12,17 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 
-from vitreous.data import Loader
+from vitreous.data import Batch, Loader
 from vitreous.errors import RunError, TrainingError
 from vitreous.spec import InputSpec
 from vitreous.training.checkpoint import Checkpoint, Checkpoints
+from vitreous.training.distribute import Layout
 from vitreous.training.optimizer import Optimizer
 from vitreous.training.progress import Reporter, Status, format_seconds
 from vitreous.training.recipe import Interval, OnNan, OptimizerConfig
@@ -175,6 +177,7 @@ def fit(
     on_row: Callable[[list[dict[str, Any]]], None] | None = None,
     checkpoints: Checkpoints | None = None,
     on_nan: OnNan = "stop",
+    layout: Layout | None = None,
 ) -> History:
     """Trains `model`, and leaves the average of its weights in `average`.
 
@@ -199,6 +202,8 @@ def fit(
             state already. Default: nowhere.
         on_nan: What a loss that is no longer finite leads to: `"stop"`; or `"back"` to the last checkpoint, with half
             the learning rate, at most 3 times.
+        layout: Which devices and processes train together; `train` then makes this process's rows, and `evaluate` is
+            called in all. Default: one device.
 
     Returns:
         The history. Resumed from a checkpoint, weights and history are bit for bit those of training without a break,
@@ -209,7 +214,8 @@ def fit(
         Terminated: If SIGTERM came; the state has been saved.
         RunError: If the state that was saved does not fit.
     """
-    step = create_step(model, average, optimizer, input_spec=input_spec, loss=loss, num_parts=num_parts)
+    layout = layout or Layout()
+    step = create_step(model, average, optimizer, input_spec=input_spec, loss=loss, num_parts=num_parts, layout=layout)
     loop = _Loop(
         step,
         train,
@@ -224,6 +230,7 @@ def fit(
         on_row=on_row,
         checkpoints=checkpoints,
         on_nan=on_nan,
+        layout=layout,
     )
     return loop.run()
 
@@ -246,11 +253,13 @@ class _Loop:
     on_row: Callable[[list[dict[str, Any]]], None] | None
     checkpoints: Checkpoints | None
     on_nan: OnNan
+    layout: Layout
 
     def __post_init__(self) -> None:
         self.state = _State()
         self.stream = self.train.stream()
         self.best_weights: list[np.ndarray] | None = None
+        self.is_interrupted = False  # in any process
         self.start = time.monotonic()
         # A step's rate is that of its middle, never 0.
         self.half_step = 0.5 / self.total_steps if self.total_steps else 0.5e-3
@@ -258,7 +267,7 @@ class _Loop:
 
     def run(self) -> History:
         """Trains to the end."""
-        state_of_disk = self.checkpoints.load() if self.checkpoints else None
+        state_of_disk = self.load()
         self.interrupt.is_busy = True
         try:
             if state_of_disk is not None:
@@ -272,7 +281,7 @@ class _Loop:
                 self.save()  # there is always something to go back to
             while self.advance():
                 pass
-            self.step.synchronize()
+            self.step.finish()
         except Terminated:
             self.save(is_last=True)
             self.reporter.note(f"Stopped  by SIGTERM after step {self.state.num_steps:,}")
@@ -281,16 +290,19 @@ class _Loop:
             self.stream.close()
             self.interrupt.is_busy = False
         state = self.state
-        if not self.interrupt.is_set:
+        if not self.is_interrupted:
             self.save(is_periodic=True)  # so that measuring and drawing alone are done again if they are cut short
         if self.interrupt.is_terminated:
             raise Terminated
+        broken = self.gather_broken()
+        self.train.broken.update(broken["broken"])
+        self.train.num_replaced = broken["num_replaced"]
         return History(
             rows=state.rows,
             num_steps=state.num_steps,
             num_images=state.num_images,
             seconds=self.get_seconds(),
-            is_interrupted=self.interrupt.is_set,
+            is_interrupted=self.is_interrupted,
             is_stopped=state.is_stopped,
             best_row=state.best_row,
             best_weights=None if state.best_row in (None, len(state.rows) - 1) else self.best_weights,
@@ -300,16 +312,22 @@ class _Loop:
     def advance(self) -> bool:
         """Does what is due between two steps, and then one step; returns whether there may be more."""
         try:
-            if self.interrupt.is_terminated:
+            is_terminated, is_set, is_save_due = self.layout.agree(
+                self.interrupt.is_terminated,
+                self.interrupt.is_set,
+                self.checkpoints is not None and self.checkpoints.is_due(self.state.num_steps),
+            )
+            self.is_interrupted |= is_set
+            if is_terminated:
                 raise Terminated
-            if self.interrupt.is_set:
+            if self.is_interrupted:
                 self.save(is_periodic=True)  # without the row that Ctrl-C adds: what is resumed knows of no break
             if self.state.row_steps and (self.is_done() or self.is_row_due()):
                 self.add_row()
                 return True
             if self.is_done():
                 return False
-            if self.checkpoints and self.checkpoints.is_due(self.state.num_steps):
+            if is_save_due:
                 self.save()
             self.train_batch()
         except _DivergedError as error:
@@ -332,7 +350,7 @@ class _Loop:
 
     def is_done(self) -> bool:
         """Whether training is over."""
-        return self.interrupt.is_set or self.state.is_stopped or self.get_progress() >= 1
+        return self.is_interrupted or self.state.is_stopped or self.get_progress() >= 1
 
     def is_row_due(self) -> bool:
         """Whether an epoch has ended, and the last row is old enough."""
@@ -354,10 +372,17 @@ class _Loop:
             state.schedule_start = self.get_seconds()
         state.loss_sum, state.correct_sum = state.loss_sum + loss, state.correct_sum + correct
         state.row_steps += 1
-        state.row_images += (num_images := int(batch.mask.sum()))
+        state.row_images += (num_images := self.count_images(batch))
         state.num_images += num_images
         if time.monotonic() - self.shown_time > _REFRESH_SECONDS:
             self.show()
+
+    def count_images(self, batch: Batch) -> int:
+        """Returns how many images a batch has, in all processes; padding is none."""
+        if self.layout.num_processes == 1:
+            return int(batch.mask.sum())
+        before = (self.stream.state()["batch"] - 1) * self.train.batch_size
+        return min(self.train.batch_size, len(self.train.images) - before)
 
     def show_from_here(self) -> None:
         """Begins what the live display averages over."""
@@ -385,7 +410,7 @@ class _Loop:
 
     def add_row(self) -> None:
         """Evaluates, and adds a row to the history."""
-        state, average = self.state, self.step.average
+        state = self.state
         self.check_finite(state.loss_sum)
         row: dict[str, Any] = {
             "epoch": state.epoch,
@@ -400,16 +425,12 @@ class _Loop:
         if self.evaluate is not None:
             evaluation_start = time.monotonic()
             self.step.synchronize()
-            self.interrupt.is_busy = False  # it may take long: SIGTERM ends it at once, and it is done again
-            found = None if self.interrupt.is_terminated else self.evaluate()
-            self.interrupt.is_busy = True
-            if self.interrupt.is_terminated:
-                raise Terminated
+            found = self.measure(self.evaluate)
             if found is not None:
                 row |= {f"val_{name}": value for name, value in found.values.items()}
                 if state.best_score is None or found.score > state.best_score:
                     state.best_score, state.best_epoch, state.best_row = found.score, state.epoch, len(state.rows)
-                    self.best_weights = average.get_weights()
+                    self.best_weights = self.step.get_average()
             state.evaluation_seconds = time.monotonic() - evaluation_start
         row["seconds"] = self.get_seconds()
         state.rows.append(row)
@@ -423,6 +444,19 @@ class _Loop:
         state.loss_sum, state.correct_sum = 0.0, 0.0
         self.show_from_here()
 
+    def measure(self, evaluate: Callable[[], Evaluation | None]) -> Evaluation | None:
+        """Returns what `evaluate` finds, the same in all processes."""
+        if self.layout.num_processes > 1:  # none may leave the others alone
+            found = evaluate()
+            told = self.layout.share(None if found is None else dataclasses.asdict(found))
+            return None if told is None else Evaluation(tuple(told["score"]), told["values"])
+        self.interrupt.is_busy = False  # it may take long: SIGTERM ends it at once, and it is done again
+        found = None if self.interrupt.is_terminated else evaluate()
+        self.interrupt.is_busy = True
+        if self.interrupt.is_terminated:
+            raise Terminated
+        return found
+
     def save(self, *, is_periodic: bool = False, is_last: bool = False) -> None:
         """Begins to write a checkpoint, unless there are to be no periodic ones; the last one is waited for."""
         if self.checkpoints is None or (is_periodic and self.checkpoints.interval == Interval()):
@@ -430,8 +464,10 @@ class _Loop:
         self.check_finite(self.state.loss_sum)
         self.state.seconds = self.get_seconds()
         values = vars(self.state) | {name: float(getattr(self.state, name)) for name in ("loss_sum", "correct_sum")}
-        loader = {"broken": dict(self.train.broken), "num_replaced": self.train.num_replaced}
+        loader = self.gather_broken()
         arrays = self.step.snapshot()
+        if not self.layout.is_first:
+            return
         arrays |= {f"best/{place:04d}": weight for place, weight in enumerate(self.best_weights or [])}
         self.checkpoints.save(
             # Rows and the like grow while the checkpoint is written.
@@ -441,6 +477,25 @@ class _Loop:
         )
         if is_last:
             self.checkpoints.wait()
+
+    def gather_broken(self) -> dict[str, Any]:
+        """Returns which images no process could read, and how often another took the place of one."""
+        told = self.layout.gather_values([dict(self.train.broken), self.train.num_replaced])
+        return {
+            "broken": {name: reason for broken, _ in told for name, reason in broken.items()},
+            "num_replaced": sum(count for _, count in told),
+        }
+
+    def load(self) -> Checkpoint | None:
+        """Returns the newest whole checkpoint, which the first process has read, in all."""
+        found = self.checkpoints.load() if self.checkpoints and self.layout.is_first else None
+        if self.layout.num_processes == 1:
+            return found
+        told = self.layout.share(found and [str(found.path), found.state, found.config])
+        if told is None:
+            return None
+        path, state, config = told
+        return Checkpoint(Path(path), state, self.layout.share_arrays(found.arrays if found else {}), config)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Goes to where a checkpoint was taken."""
@@ -461,7 +516,7 @@ class _Loop:
         self.best_weights = [checkpoint.arrays[name] for name in best] or None
         self.stream.restore(stream)
         self.train.broken.update(broken)
-        self.train.num_replaced = num_replaced
+        self.train.num_replaced = num_replaced if self.layout.is_first else 0
         self.state = state
         if self.checkpoints:
             self.checkpoints.start(state.num_steps)
@@ -484,7 +539,7 @@ class _Loop:
         if self.on_nan != "back" or self.checkpoints is None or len(recoveries) == _MAX_RECOVERIES:
             raise error
         self.checkpoints.wait()
-        checkpoint = self.checkpoints.load()
+        checkpoint = self.load()
         if checkpoint is None:
             raise error
         self.restore(checkpoint)

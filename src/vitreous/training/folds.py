@@ -1,7 +1,6 @@
 """Cross-validation: a run for each fold, and what they say together."""
 
 import json
-import os
 import re
 import shlex
 import shutil
@@ -13,10 +12,14 @@ from typing import Any
 
 from vitreous import __version__
 from vitreous.data.sources import load_dataset
-from vitreous.errors import ConfigError, RunError, RunExistsError
+from vitreous.errors import ConfigError, DataError, RunError, RunExistsError
+from vitreous.files import write_text
+from vitreous.training.distribute import create_layout
 from vitreous.training.planning import free_path, split_options
 from vitreous.training.progress import Reporter
-from vitreous.training.run import Run, load_run
+from vitreous.training.resume import FREE_ARGUMENTS as FREE
+from vitreous.training.resume import describe_call
+from vitreous.training.run import Run, is_run, load_run
 from vitreous.training.trainer import train
 
 
@@ -61,6 +64,7 @@ def train_folds(
             `runs/DATA-N`.
         seed: Decides folds and validation images, and everything else as for `train`.
         overwrite: Whether runs that lie there may be replaced; folds beyond `num_folds` are then removed at the end.
+            An unfinished cross-validation of the same options goes on all the same.
         reporter: Where progress is shown. Default: nowhere.
         **changes: As for `train`.
 
@@ -85,26 +89,47 @@ def train_folds(
             f"Cannot train all folds. Expected no single fold. Received: fold={changes['fold']}. "
             "Leave it out, or call train with num_folds and fold."
         )
+    if create_layout(changes.get("devices"), changes.get("parallel")).num_processes > 1:
+        raise ConfigError(
+            f"Cannot train all folds in several processes. Expected a single fold. Received: num_folds={num_folds}. "
+            "Pass --fold beside --folds, one command for each."
+        )
     reporter = reporter or Reporter()
     options, _ = split_options(data, seed, {**changes, "num_folds": num_folds, "fold": 1})
     name = load_dataset(data, **options).name  # before anything is said: data that cannot be used is one line
     folder = Path(out) if out is not None else free_path(name, reporter)
+    call = describe_call("train", {"data": data, "num_folds": num_folds, "seed": seed, **changes})
+    progress = _Progress(folder / "folds.json", call)
+    is_resumed = changes.get("resume", "auto") == "auto" and progress.read(overwrite=overwrite)
     places = [folder / f"fold-{fold}" for fold in range(1, num_folds + 1)]
     taken = [*_find_folds(folder).values()]
     taken += [place for place in (*places, folder / "model.keras", folder / "metrics.json") if place.exists()]
-    if (folder / "model.keras").exists() or (taken and not overwrite):
+    if (folder / "model.keras").exists() or (taken and not overwrite and not is_resumed):
         raise RunExistsError(
             f"Cannot write {num_folds} folds in {folder}. Expected a free path. "
             f"Received: {taken[0].name}, which exists. Pass another --out, or --overwrite to replace folds."
         )
     runs = []
+    progress.write()
     for fold, place in enumerate(places, 1):
+        if fold in progress.finished and is_run(place):
+            run = load_run(place)
+            fingerprint = load_dataset(data, **{**options, "fold": fold}).fingerprint
+            if run.config["data"]["fingerprint"] != fingerprint:
+                raise DataError(
+                    f"Cannot go on with the folds in {folder}. Expected the data that they began with. "
+                    f"Received: other images or labels than in {place.name}. Restore them, or begin anew: --no-resume "
+                    "--overwrite (resume='never', overwrite=True)."
+                )
+            reporter.note(f"Fold     {fold} of {num_folds} is finished: {place}")
+            runs.append(run)
+            continue
         reporter.note(f"Fold     {fold} of {num_folds}")
         run = train(
             data,
             out=place,
             seed=seed,
-            overwrite=overwrite,
+            overwrite=overwrite or is_resumed,
             reporter=reporter,
             **{**changes, "num_folds": num_folds, "fold": fold},
         )
@@ -112,27 +137,65 @@ def train_folds(
         if run.metrics["is_interrupted"]:
             reporter.warn(f"Interrupted in fold {fold} of {num_folds}: there is no mean over the folds.")
             return CrossValidation(folder, tuple(runs), {})
+        progress.finished.append(fold)
+        progress.write()
     metrics = summarize_folds(runs)
     for fold, place in _find_folds(folder).items():
-        if fold > num_folds and _is_run(place):  # of an earlier cross-validation, whose numbers are replaced below
+        if fold > num_folds and is_run(place):  # of an earlier cross-validation, whose numbers are replaced below
             shutil.rmtree(place)
-    _write(folder / "metrics.json", json.dumps(metrics, indent=2))
-    _write(folder / "README.md", _readme(folder, runs, metrics))
+    write_text(folder / "metrics.json", json.dumps(metrics, indent=2))
+    write_text(folder / "README.md", _readme(folder, runs, metrics))
+    progress.path.unlink()
     return CrossValidation(folder, tuple(runs), metrics)
+
+
+class _Progress:
+    """Which folds of an unfinished cross-validation are finished, beside what was asked for."""
+
+    def __init__(self, path: Path, call: dict[str, Any]):
+        self.path, self.call = path, json.loads(json.dumps(call))
+        self.finished: list[int] = []
+
+    def read(self, *, overwrite: bool) -> bool:
+        """Takes up what is unfinished; returns whether there is anything.
+
+        Raises:
+            ConfigError: If other options were asked for, and nothing may be overwritten.
+            RunError: If the file is damaged.
+        """
+        if not self.path.is_file():
+            return False
+        try:
+            found = json.loads(self.path.read_text(encoding="utf-8"))
+            call, finished = dict(found["call"]), [int(fold) for fold in found["finished"]]
+        except (ValueError, KeyError, TypeError) as error:
+            raise RunError(
+                f"Cannot go on with the folds in {self.path.parent}. Expected {self.path.name} as it was written. "
+                f"Received: a damaged file ({error}). Remove it, and pass --overwrite to begin anew."
+            ) from error
+        names = [name for name in {**call, **self.call} if call.get(name) != self.call.get(name)]
+        names = [name for name in names if name not in FREE]
+        if names and overwrite:
+            return False
+        if names:
+            before, now = (", ".join(f"{name}={values.get(name)!r}" for name in names) for values in (call, self.call))
+            raise ConfigError(
+                f"Cannot go on with the folds in {self.path.parent}. Expected the options that they began with: "
+                f"{before}. Received: {now}. Give the same ones, or pass another --out, or --overwrite to begin anew."
+            )
+        self.finished = finished
+        return True
+
+    def write(self) -> None:
+        """Writes the file whole."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(self.path, json.dumps({"call": self.call, "finished": self.finished}, indent=2))
 
 
 def _find_folds(folder: Path) -> dict[int, Path]:
     """Returns what lies in a folder under the name of a fold, in order."""
     found = {place: re.fullmatch(r"fold-([1-9]\d*)", place.name) for place in folder.glob("fold-*")}
     return dict(sorted((int(match[1]), place) for place, match in found.items() if match))
-
-
-def _is_run(place: Path) -> bool:
-    try:
-        load_run(place)
-    except RunError:
-        return False
-    return True
 
 
 def summarize_folds(runs: Sequence[Run]) -> dict[str, Any]:
@@ -163,12 +226,6 @@ def summarize_folds(runs: Sequence[Run]) -> dict[str, Any]:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def _readme(folder: Path, runs: Sequence[Run], metrics: dict[str, Any]) -> str:

@@ -5,6 +5,7 @@ import importlib
 import platform
 import shlex
 import sys
+import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -20,6 +21,7 @@ from vitreous.data.sources import source_path
 from vitreous.errors import ConfigError, ImageError, MissingPathError
 from vitreous.registry import count_parameters, get_spec
 from vitreous.spec import DataConfig, InputSpec, ModelSpec
+from vitreous.training.distribute import Layout
 from vitreous.training.losses import Loss, create_loss
 from vitreous.training.progress import Reporter
 from vitreous.training.recipe import Recipe, choose_recipe, load_recipe
@@ -54,9 +56,20 @@ def is_rate_given(changes: Mapping[str, Any]) -> bool:
 
 
 def settle_recipe(
-    recipe: str | Path | Recipe | None, dataset: Dataset, changes: Mapping[str, Any]
+    recipe: str | Path | Recipe | None,
+    dataset: Dataset,
+    changes: Mapping[str, Any],
+    *,
+    pretrained: str | Path | None = None,
 ) -> tuple[str, Recipe]:
-    """Returns the recipe's name and the recipe with all changes in it."""
+    """Returns the recipe's name and the recipe with all changes in it.
+
+    Without a recipe: `finetune` for weights to start from that know classes; else the one that suits the data, also for
+    an encoder that `pretrain` left, since all that classes need has still to be learnt.
+    """
+    is_from_encoder = recipe is None and pretrained is not None and _is_encoder(pretrained)
+    if recipe is None and pretrained is not None and not is_from_encoder:
+        recipe = "finetune"
     if isinstance(recipe, Recipe):
         name, base = "(from Python)", recipe
     else:
@@ -64,15 +77,43 @@ def settle_recipe(
         known = dataset.name if dataset.root is None else ""
         name = str(recipe or choose_recipe(known, _median_side(train_images), len(train_images)))
         base = load_recipe(recipe or name)
+    if is_from_encoder:
+        base = dataclasses.replace(base, architecture={})  # the model is that of the weights
     changes = {key: value for key, value in changes.items() if value is not None}
     if "model" in changes and changes["model"] != base.model and "image_size" not in changes:
         changes["image_size"] = None  # the recipe's size was meant for the recipe's model
     return name, base.merge(changes)
 
 
-def fit_to_images(recipe: Recipe, num_images: int) -> Recipe:
-    """Returns the recipe with a batch that the images fill, and with epochs where it has neither them nor a time."""
-    batch_size = min(recipe.batch_size, num_images) // recipe.num_parts * recipe.num_parts
+def _is_encoder(source: str | Path) -> bool:
+    """Whether weights are those of a run of `pretrain`."""
+    path = Path(source) / "config.toml"
+    if not path.is_file():
+        return False
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8")).get("task") == "pretrain"
+    except (OSError, ValueError):
+        return False  # reading the weights themselves says what is wrong
+
+
+def fit_to_images(recipe: Recipe, num_images: int, layout: Layout | None = None) -> Recipe:
+    """Returns the recipe with a batch that the images fill, and with epochs where it has neither them nor a time.
+
+    Raises:
+        ConfigError: If the devices of the layout cannot share the batch equally, or processes would need one clock.
+    """
+    layout = layout or Layout()
+    if num_images < recipe.batch_size:
+        unit = recipe.num_parts * layout.unit
+        batch_size = max(num_images // unit, layout.is_spread) * unit
+    else:
+        batch_size = recipe.batch_size // recipe.num_parts * recipe.num_parts
+    layout.check_batch(batch_size, recipe.num_parts)
+    if layout.num_processes > 1 and recipe.time is not None:
+        raise ConfigError(
+            f"Cannot train for a time in {layout.num_processes} processes. Expected epochs: the learning rate would "
+            f"follow the clock of each. Received: time={recipe.time!r}. Pass --epochs."
+        )
     epochs = recipe.epochs
     if recipe.epochs is None and recipe.time is None:
         epochs = max(round(recipe.num_examples_seen / num_images), 1)
@@ -80,7 +121,14 @@ def fit_to_images(recipe: Recipe, num_images: int) -> Recipe:
 
 
 def training_loader(
-    images: ImageSet, input_spec: InputSpec, recipe: Recipe, reporter: Reporter, *, seed: int, num_classes: int | None
+    images: ImageSet,
+    input_spec: InputSpec,
+    recipe: Recipe,
+    reporter: Reporter,
+    *,
+    seed: int,
+    num_classes: int | None,
+    layout: Layout | None = None,
 ) -> Loader:
     """Returns the batches to train on; of a recipe that `fit_to_images` has settled."""
     return Loader(
@@ -97,7 +145,13 @@ def training_loader(
         # A last batch that is not full is left out where that costs an epoch less than a tenth of its images.
         drop_last=len(images) % recipe.batch_size < len(images) / 10,
         seed=seed,
+        **share_of(layout or Layout()),
     )
+
+
+def share_of(layout: Layout) -> dict[str, int]:
+    """Returns which rows of a batch a `Loader` makes in this process."""
+    return {"process_index": layout.process_index, "num_processes": layout.num_processes}
 
 
 def training_loss(images: ImageSet, recipe: Recipe, num_classes: int) -> Loss:
@@ -187,7 +241,13 @@ def readable(images: ImageSet, indices: Iterable[int], num_channels: int = 3) ->
 
 
 def say_plan(
-    reporter: Reporter, dataset: Dataset, recipe_name: str, recipe: Recipe, spec: ModelSpec, policy: str
+    reporter: Reporter,
+    dataset: Dataset,
+    recipe_name: str,
+    recipe: Recipe,
+    spec: ModelSpec,
+    policy: str,
+    layout: Layout | None = None,
 ) -> None:
     """Says what will be trained on what, and what a quick look at the data finds."""
     counts = ", ".join(f"{len(images):,} {split}" for split, images in dataset.splits.items())
@@ -209,6 +269,8 @@ def say_plan(
         f"Model    {spec.name}: {count_parameters(spec.config) / 1e6:.2f}M parameters, {height}x{width} pixels, "
         f"{spec.config.num_patches} patches"
     )
+    if layout is not None and layout.is_spread:
+        reporter.note(f"Devices  {layout.describe()}")
     length = f"{recipe.time} of training" if recipe.time else f"{recipe.epochs} epochs"
     precision = "bfloat16 (weights float32)" if policy == "mixed_bfloat16" else "float32"
     reporter.note(f"Recipe   {recipe_name}: {length}, batches of {recipe.batch_size}, {precision}")
@@ -229,6 +291,7 @@ def describe_run(
     policy: str,
     *,
     task: str = "train",
+    layout: Layout | None = None,
 ) -> dict[str, Any]:
     """Returns what config.toml will hold."""
     backend = keras.backend.backend()
@@ -250,6 +313,7 @@ def describe_run(
             "notes": dataset.notes,
         },
         "recipe": recipe.to_dict(),
+        **(layout or Layout()).to_dict(),
         "versions": {
             "vitreous": __version__,
             "python": platform.python_version(),
@@ -259,6 +323,21 @@ def describe_run(
             "numpy": np.__version__,
             "machine": f"{platform.system()} {platform.machine()}",
         },
+    }
+
+
+def identity_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what must be the same in all processes that train together, of what `describe_run` returned."""
+    data, versions = config["data"], config["versions"]
+    return {
+        "seed": config["seed"],
+        "model": config["model"],
+        "recipe": config["recipe"],
+        "data (fingerprint)": data["fingerprint"],
+        **{f"the version of {name}": versions[name] for name in ("vitreous", "keras", "backend")},
+        "precision": versions["policy"],
+        "the weights of the teacher": config.get("teacher_fingerprint"),
+        "the devices": config.get("distribution"),
     }
 
 

@@ -16,13 +16,13 @@ from vitreous import __version__
 from vitreous.backend import select_precision
 from vitreous.data import Dataset, Loader, load_dataset, load_images, resize_image
 from vitreous.errors import ConfigError, DataError
-from vitreous.evaluation import collect_logits
 from vitreous.figures import draw_reconstruction
-from vitreous.model import VisionTransformer, create_predict_function, normalize_images
+from vitreous.model import VisionTransformer, normalize_images
 from vitreous.registry import count_parameters, get_spec
 from vitreous.spec import InputSpec, ModelSpec
 from vitreous.training.batch_search import find_batch_size, scale_learning_rate
 from vitreous.training.checkpoint import Checkpoints
+from vitreous.training.distribute import Devices, Layout, Parallel, create_layout
 from vitreous.training.fit import Evaluation, History, Interrupt, fit
 from vitreous.training.masked import MaskedAutoencoder, reconstruction_loss
 from vitreous.training.optimizer import Optimizer
@@ -30,6 +30,7 @@ from vitreous.training.planning import (
     CONFIG_HEAD,
     describe_run,
     fit_to_images,
+    identity_of,
     is_rate_given,
     readable,
     say_plan,
@@ -42,7 +43,14 @@ from vitreous.training.planning import (
 from vitreous.training.progress import Reporter
 from vitreous.training.recipe import NOT_PRETRAINED, OPTIMIZER_NOT_PRETRAINED, MaskedConfig, Recipe
 from vitreous.training.results import draw_run, evaluation_loader
-from vitreous.training.resume import batch_of, describe_call, open_checkpoints, open_writer, unfinished
+from vitreous.training.resume import (
+    batch_of,
+    describe_call,
+    open_checkpoints,
+    open_writer,
+    place_of_process,
+    unfinished,
+)
 from vitreous.training.run import Resume, Run, RunWriter, load_run
 from vitreous.training.trackers import Tracker, Trackers, follow_rows
 
@@ -51,7 +59,6 @@ _MOST_VALIDATED = 2000  # images
 # What a recipe for labels would do worse here: large crops keep what has to be filled in.
 _CHANGES: dict[str, Any] = {
     "optimizer": {
-        "learning_rate": 1e-3,
         "label_smoothing": 0.0,
         "layer_decay": 1.0,
         "trained": "all",
@@ -80,6 +87,8 @@ def pretrain(
     resume: Resume = "auto",
     reporter: Reporter | None = None,
     track: str | Tracker | Sequence[str | Tracker] = (),
+    devices: Devices | None = None,
+    parallel: Parallel | None = None,
     **changes: Any,
 ) -> Run:
     """Trains an encoder on images without labels and leaves a run folder to start a classifier from.
@@ -99,6 +108,8 @@ def pretrain(
         resume: As for `train`: an unfinished run goes on from its last checkpoint.
         reporter: Where progress is shown. Default: nowhere.
         track: What follows the run, as for `train`.
+        devices: As for `train`.
+        parallel: As for `train`.
         **changes: Fields of `DataConfig` and of `Recipe`, as for `train`.
 
     Returns:
@@ -112,8 +123,27 @@ def pretrain(
         TrainingError: If the loss is no longer finite.
     """
     call = {name: value for name, value in locals().items() if name != "changes"} | changes
-    reporter, masked = reporter or Reporter(), masked or MaskedConfig()
-    trackers = Trackers(track, reporter)
+    layout = create_layout(devices, parallel)
+    if not layout.is_first:
+        reporter, track = None, ()
+    reporter = reporter or Reporter()
+    with layout.together(), place_of_process(layout, out, resume) as (out, resume):
+        return _prepare(call, changes, layout, reporter, Trackers(track, reporter), out=out, resume=resume)
+
+
+def _prepare(
+    call: dict[str, Any],
+    changes: dict[str, Any],
+    layout: Layout,
+    reporter: Reporter,
+    trackers: Trackers,
+    *,
+    out: str | Path | None,
+    resume: Resume,
+) -> Run:
+    """Settles everything before training, trains, and returns the run. Arguments and errors as for `pretrain`."""
+    data, recipe, seed, overwrite = (call[name] for name in ("data", "recipe", "seed", "overwrite"))
+    masked = call["masked"] or MaskedConfig()
     _refuse_labels(changes)
     split, changes = split_options(data, seed, changes)
     is_auto, changes = take_auto_batch(changes)
@@ -130,20 +160,25 @@ def pretrain(
     spec = dataclasses.replace(spec, input=spec.input.replace(resize_mode=settled.resize_mode))
     images = dataset.splits["train"]
     policy = select_precision(settled.precision, keras.backend.backend())
+    if is_auto and layout.is_spread:
+        raise ConfigError(
+            f"Cannot find the batch size on {layout.num_devices} devices. Expected a number. "
+            "Received: batch_size='auto'. Find it on one device, and pass it times the number of devices."
+        )
     if is_auto:
         has_rate = is_rate_given(changes)
         before = batch_of(out, resume, settled, is_rate_given=has_rate)
         settled = before or _settle_batch(settled, masked, spec, len(images), policy, reporter, has_rate)
-    settled = fit_to_images(settled, len(images))
+    settled = fit_to_images(settled, len(images), layout)
     if settled.augment.has_mixing:
         raise ConfigError(
             "Cannot pretrain. Expected images that are not mixed: there are no labels to mix with them. "
             f"Received: mixup_alpha={settled.augment.mixup_alpha:g}, cutmix_alpha={settled.augment.cutmix_alpha:g}. "
             "Pass 0 for both."
         )
-    loader = training_loader(images, spec.input, settled, reporter, seed=seed, num_classes=None)
+    loader = training_loader(images, spec.input, settled, reporter, seed=seed, num_classes=None, layout=layout)
     config = {
-        **describe_run(dataset, recipe_name, settled, spec, split, policy, task="pretrain"),
+        **describe_run(dataset, recipe_name, settled, spec, split, policy, task="pretrain", layout=layout),
         "task": "pretrain",
         "masked": masked.to_dict(),
     }
@@ -153,12 +188,16 @@ def pretrain(
         with unfinished(writer, reporter, trackers):
             checkpoints, config = open_checkpoints(writer, config, settled, resume=resume, reporter=reporter)
             writer.write_call(describe_call("pretrain", call))
-            say_plan(reporter, dataset, recipe_name, settled, spec, policy)
+            layout.meet(identity_of(config))
+            path = layout.share(str(writer.path))
+            say_plan(reporter, dataset, recipe_name, settled, spec, policy, layout)
             writer.write_text("config.toml", CONFIG_HEAD + tomli_w.dumps(without_none(config)))
             trackers.start(writer.path, config)
             with checkpoints:
                 plan = (dataset, loader, settled, masked, spec, config)
-                _pretrain(reporter, trackers, interrupt, writer, checkpoints, *plan)
+                _pretrain(layout, reporter, trackers, interrupt, writer, checkpoints, *plan)
+            if not layout.is_first:
+                return Run(Path(path), config, {})
             place = writer.finish()
     return load_run(place)
 
@@ -239,6 +278,7 @@ def _settle_batch(
 
 
 def _pretrain(
+    layout: Layout,
     reporter: Reporter,
     trackers: Trackers,
     interrupt: Interrupt,
@@ -251,13 +291,13 @@ def _pretrain(
     spec: ModelSpec,
     config: dict[str, Any],
 ) -> None:
-    """Trains, saves, measures and draws into `writer`'s folder."""
+    """Trains; in the first process, also saves, measures and draws into `writer`'s folder."""
     policy = config["versions"]["policy"]
     state = random.getstate()
     random.seed(config["seed"])
     model, average, optimizer = _create(spec, masked, policy, settled)
     random.setstate(state)
-    val = evaluation_loader(dataset.splits.get("val"), spec.input, min(settled.batch_size * 2, 256))
+    val = evaluation_loader(dataset.splits.get("val"), spec.input, min(settled.batch_size * 2, 256), layout)
     loader.cache_folder = writer.partial
     history = fit(
         model,
@@ -268,7 +308,7 @@ def _pretrain(
         config=settled.optimizer,
         loss=reconstruction_loss,
         has_answers=False,
-        evaluate=None if val is None else _create_evaluate(average, val, spec.input),
+        evaluate=None if val is None else _create_evaluate(average, val, spec.input, layout),
         num_epochs=settled.epochs,
         budget_seconds=settled.budget_seconds,
         num_parts=settled.num_parts,
@@ -277,7 +317,11 @@ def _pretrain(
         on_row=follow_rows(lambda rows: checkpoints.attempt("history", lambda: writer.write_history(rows)), trackers),
         checkpoints=checkpoints,
         on_nan=settled.on_nan,
+        layout=layout,
     )
+    if not layout.is_first:
+        loader.close()
+        return
     writer.write_history(history.rows)
     trackers.follow(history.rows)  # of a run that was resumed after its last step, nothing has been told yet
     loader.close()
@@ -304,12 +348,12 @@ def _pretrain(
 
 
 def _create_evaluate(
-    model: MaskedAutoencoder, loader: Loader, input_spec: InputSpec
+    model: MaskedAutoencoder, loader: Loader, input_spec: InputSpec, layout: Layout
 ) -> Callable[[], Evaluation | None]:
-    predict = create_predict_function(model, input_spec)
+    predict = layout.create_predict(model, input_spec)
 
     def evaluate() -> Evaluation | None:
-        errors, _, _ = collect_logits(predict, loader.epoch(0))
+        errors, _, _ = layout.collect(predict, loader)
         loss = float(errors.mean()) if len(errors) else None
         return None if loss is None else Evaluation((-loss,), {"loss": loss})
 
@@ -343,8 +387,8 @@ def _readme(path: Path, config: dict[str, Any], metrics: dict[str, Any], history
         f"# {path.name}",
         "",
         f"{config['model']['name']}, an encoder pretrained on {config['data']['num_images']['train']:,} images of "
-        f"{config['data']['name']} without labels{loss}: the mean squared error on hidden patches, each brought to "
-        "mean 0 and variance 1; an answer of nothing but the mean has 1.",
+        f"{config['data']['name']} without labels{loss}: the mean squared error on hidden patches, each "
+        f"{config['masked']['mask_target']} brought to mean 0 and variance 1; an answer of nothing but the mean has 1.",
         "",
         f"{metrics['num_images_seen']:,} images seen in {history.seconds:.0f} s, seed {config['seed']}"
         + (", interrupted." if history.is_interrupted else "."),

@@ -26,14 +26,21 @@ from vitreous.figures import (
 )
 from vitreous.model import VisionTransformer, create_predict_function
 from vitreous.spec import InputSpec, ModelSpec
+from vitreous.training.distribute import Layout
 from vitreous.training.fit import Evaluation, History
-from vitreous.training.planning import readable
+from vitreous.training.planning import readable, share_of
 from vitreous.training.run import load_model
 
 
-def evaluation_loader(images: ImageSet | None, input_spec: InputSpec, batch_size: int) -> Loader | None:
-    """Returns batches of images without random changes; None without images."""
-    return Loader(images, input_spec, batch_size=min(batch_size, len(images))) if images else None
+def evaluation_loader(
+    images: ImageSet | None, input_spec: InputSpec, batch_size: int, layout: Layout | None = None
+) -> Loader | None:
+    """Returns batches of images without random changes, of this process's rows; None without images."""
+    if not images:
+        return None
+    layout = layout or Layout()
+    batch_size = -(-min(batch_size, len(images)) // layout.unit) * layout.unit
+    return Loader(images, input_spec, batch_size=batch_size, **share_of(layout))
 
 
 def measure_run(path: Path, dataset: Dataset, input_spec: InputSpec, batch_size: int, folder: Path) -> dict[str, Any]:
@@ -105,13 +112,18 @@ def _draw_answers(
 
 
 def create_evaluate(
-    model: VisionTransformer, loader: Loader, input_spec: InputSpec, class_names: tuple[str, ...]
+    model: VisionTransformer,
+    loader: Loader,
+    input_spec: InputSpec,
+    class_names: tuple[str, ...],
+    layout: Layout | None = None,
 ) -> Callable[[], Evaluation | None]:
     """Returns a function that measures `model` on validation images; None if not one of them can be read."""
-    predict = create_predict_function(model, input_spec)
+    layout = layout or Layout()
+    predict = layout.create_predict(model, input_spec)
 
     def evaluate() -> Evaluation | None:
-        logits, labels, _ = collect_logits(predict, loader.epoch(0))
+        logits, labels, _ = layout.collect(predict, loader)
         if not len(labels):
             return None
         metrics = compute_metrics(logits, labels, class_names)

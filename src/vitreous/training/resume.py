@@ -1,6 +1,7 @@
 """An unfinished run taken up again: by the same command, or by its name alone."""
 
 import json
+import tempfile
 import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from vitreous.data import BUILT_IN, Dataset
 from vitreous.errors import ConfigError, DataError, MissingPathError, RunError, RunExistsError, VitreousError
 from vitreous.spec import Record
 from vitreous.training.checkpoint import Checkpoints
+from vitreous.training.distribute import Layout
 from vitreous.training.planning import free_path, without_none
 from vitreous.training.progress import Reporter
 from vitreous.training.recipe import Interval, MaskedConfig, Recipe, parse_interval
@@ -21,6 +23,7 @@ from vitreous.training.trackers import Trackers
 
 # Options that change no number of a run.
 _FREE = ("recipe.checkpoint_every", "recipe.keep_checkpoints", "recipe.on_nan", "recipe.cache", "recipe.max_bad")
+FREE_ARGUMENTS = ("checkpoint_every", "keep_checkpoints", "on_nan", "cache", "max_bad", "devices", "parallel", "track")
 _NOT_OPTIONS = (*_FREE, "command", "recipe_name", "data.root", "data.notes")
 _NOT_CALLED = ("out", "resume", "reporter")
 _PLACES = ("data", "recipe", "pretrained", "teacher")  # arguments that may be paths
@@ -217,6 +220,18 @@ def open_writer(out: str | Path | None, name: str, *, overwrite: bool, resume: R
 
 
 @contextmanager
+def place_of_process(
+    layout: Layout, out: str | Path | None, resume: Resume
+) -> Iterator[tuple[str | Path | None, Resume]]:
+    """Yields where this process writes, and what it resumes: only the first one's run is kept, and read again."""
+    if layout.is_first:
+        yield out, resume
+        return
+    with tempfile.TemporaryDirectory(prefix="vitreous-process-") as folder:
+        yield Path(folder, "run"), "never"
+
+
+@contextmanager
 def unfinished(writer: RunWriter, reporter: Reporter, trackers: Trackers) -> Iterator[None]:
     """Keeps what an unfinished run can be continued from when its block is left by an exception, and says how.
 
@@ -255,7 +270,15 @@ def _check_same(path: Path, old: dict[str, Any], new: dict[str, Any], reporter: 
             f"Received: fingerprint={str(now.get('data.fingerprint'))[:12]}: images or labels have been added, removed "
             f"or changed. Restore them, {remedy}"
         )
-    found = ("versions.", "data.num_images.", "data.class_names", "data.fingerprint", "data.split.seed")
+    key = "teacher_fingerprint"
+    if key in before and key in differing and "teacher" not in differing:  # runs of 0.1.0 do not say
+        raise ConfigError(
+            f"{what} Expected the teacher that it began with, {key}={before[key][:12]}. "
+            f"Received: {key}={str(now.get(key))[:12]}: other weights lie at {before['teacher']}. "
+            f"Restore them, {remedy}"
+        )
+    found = ("versions.", key, "distribution.", "data.num_images.", "data.class_names", "data.fingerprint")
+    found += ("data.split.seed",)
     names = [name for name in differing if name not in _NOT_OPTIONS and not name.startswith(found)]
     if names:
         more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
@@ -263,16 +286,16 @@ def _check_same(path: Path, old: dict[str, Any], new: dict[str, Any], reporter: 
             f"{what} Expected the options that it began with: {_say(names, before)}. "
             f"Received: {_say(names, now)}{more}. Give the same ones, {remedy}"
         )
-    changed = [
-        f"{name.removeprefix('versions.')} {before.get(name)}, now {now.get(name)}"
-        for name in differing
-        if name.startswith("versions.")
-    ]
-    if changed:
-        reporter.warn(
-            f"The run was begun with other versions ({'; '.join(changed)}): "
-            "its numbers may come out a little different."
-        )
+    for prefix, what in (("versions.", "with other versions"), ("distribution.", "on other devices")):
+        changed = [
+            f"{name.removeprefix(prefix)} {before.get(name)}, now {now.get(name)}"
+            for name in differing
+            if name.startswith(prefix)
+        ]
+        if changed:
+            reporter.warn(
+                f"The run was begun {what} ({'; '.join(changed)}): its numbers may come out a little different."
+            )
 
 
 def _say(names: list[str], values: dict[str, Any]) -> str:

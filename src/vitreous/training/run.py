@@ -40,6 +40,7 @@ from PIL import Image
 from vitreous.data import decode_image, resize_image
 from vitreous.data.sources import source_path
 from vitreous.errors import MissingPathError, RunError, RunExistsError
+from vitreous.files import write_text
 from vitreous.registry import count_parameters
 from vitreous.spec import InputSpec, ViTConfig
 
@@ -50,6 +51,7 @@ Resume = Literal["auto", "only", "never"]
 
 _MAX_CONFIG_BYTES = 2**24
 _MAX_TOKENS = 2**20
+_LOCKED_BYTE = 2**20  # of the lock on Windows, beyond its text
 FORMAT = 1  # of the folder; raised when an older vitreous could no longer read a new run
 
 
@@ -275,7 +277,7 @@ def _refuse_content(path: Path, content: str) -> RunError:
     )
 
 
-def _is_run(path: Path) -> bool:
+def is_run(path: Path) -> bool:
     """Whether a folder is a whole run: nothing else may be replaced."""
     try:
         load_run(path)
@@ -344,7 +346,7 @@ class RunWriter:
             try:
                 self._check_place(what)
             except RunExistsError:
-                if is_new or (_is_run(self.path) and not self.partial.exists()):
+                if is_new or (is_run(self.path) and not self.partial.exists()):
                     self.discard()  # its run has been finished
                 else:
                     self._release()
@@ -365,7 +367,7 @@ class RunWriter:
         """Raises `RunExistsError` if what lies at the final place may not be replaced."""
         if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
             return
-        if not _is_run(self.path):
+        if not is_run(self.path):
             kind = "folder" if self.path.is_dir() else "file"
             raise RunExistsError(
                 f"{what} Expected a free path, or a run to replace. Received: a {kind} that is no run. "
@@ -385,14 +387,11 @@ class RunWriter:
                 lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
             except FileNotFoundError:
                 continue  # the process that had it has just finished
-            if sys.platform == "win32":
-                break
-            import fcntl
-
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _lock_file(lock)
             except BlockingIOError as error:
-                holder = os.pread(lock, 200, 0).decode(errors="replace").strip() or "unknown"
+                os.lseek(lock, 0, os.SEEK_SET)
+                holder = os.read(lock, 200).decode(errors="replace").strip() or "unknown"
                 os.close(lock)
                 raise RunExistsError(
                     f"{what} Expected no other process to write it. Received: {holder}, which does. "
@@ -404,6 +403,7 @@ class RunWriter:
                 if os.path.samestat(os.fstat(lock), os.stat(self.folder / "lock")):
                     break
             os.close(lock)
+        os.lseek(lock, 0, os.SEEK_SET)
         os.ftruncate(lock, 0)
         os.write(lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         return lock
@@ -420,11 +420,11 @@ class RunWriter:
 
     def write_text(self, name: str, text: str) -> None:
         """Writes one file whole."""
-        _write_text(self.partial / name, text)
+        write_text(self.partial / name, text)
 
     def write_call(self, call: Mapping[str, Any]) -> None:
         """Writes what was asked for, beside the run."""
-        _write_text(self.folder / "call.json", json.dumps(call, indent=2))
+        write_text(self.folder / "call.json", json.dumps(call, indent=2))
 
     def write_history(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Writes all rows of `history.csv` and `history.jsonl` anew."""
@@ -444,7 +444,7 @@ class RunWriter:
         """
         place, number = self.path, 1
         while True:
-            if self.overwrite and _is_run(place):
+            if self.overwrite and is_run(place):
                 os.replace(place, self.folder / "old")
             try:
                 os.rename(self.partial, place)  # refuses a folder that is not empty
@@ -478,9 +478,32 @@ class RunWriter:
         """Removes what was written."""
         with contextlib.suppress(OSError):
             _empty(self.folder, but="lock")
+            if sys.platform == "win32":  # which removes no file that is open
+                self._release()
             (self.folder / "lock").unlink()  # last: until then, nobody else begins here
             self.folder.rmdir()
         self._release()
+
+
+def _lock_file(descriptor: int) -> None:
+    """Locks an open file for this process.
+
+    Raises:
+        BlockingIOError: If another process has it.
+        OSError: If the file system knows no locks.
+    """
+    if sys.platform == "win32":
+        import msvcrt
+
+        os.lseek(descriptor, _LOCKED_BYTE, os.SEEK_SET)  # others may read what lies before it
+        try:
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        except PermissionError as error:
+            raise BlockingIOError(*error.args) from error
+    else:
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _empty(folder: Path, *, but: str = "") -> None:
@@ -490,9 +513,3 @@ def _empty(folder: Path, *, but: str = "") -> None:
             shutil.rmtree(entry)
         elif entry.name != but:
             entry.unlink()
-
-
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

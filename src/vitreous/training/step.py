@@ -27,6 +27,7 @@ from vitreous.errors import ConfigError, RunError
 from vitreous.model import VisionTransformer, normalize_images
 from vitreous.spec import InputSpec
 from vitreous.training.distillation import DistillationLoss
+from vitreous.training.distribute import Layout
 from vitreous.training.losses import Loss
 from vitreous.training.optimizer import Optimizer
 
@@ -42,9 +43,10 @@ class Step:
         input_spec: How images are normalised.
         loss: What to make small: a `Loss`, or a `DistillationLoss`.
         num_parts: Parts that a batch is worked off in; must divide the batch size.
+        layout: Where the state lies, on jax. Default: on one device.
 
     Call arguments:
-        batch: A `Batch` of uint8 images.
+        batch: A `Batch` of uint8 images; in several processes, this one's rows.
         learning_rate: For this step.
         body_rate: The same for all weights but those of heads. Default: `learning_rate`.
         decay: Of the averaged weights, in [0, 1).
@@ -63,6 +65,7 @@ class Step:
         input_spec: InputSpec,
         loss: Loss | DistillationLoss,
         num_parts: int = 1,
+        layout: Layout | None = None,
     ):
         self.model = model
         self.average = average
@@ -70,6 +73,7 @@ class Step:
         self.input_spec = input_spec
         self.loss = loss
         self.num_parts = num_parts
+        self.layout = layout or Layout()
         self.teacher = loss.teacher if isinstance(loss, DistillationLoss) else None
         self.heads = {"return_heads": True} if self.teacher else {}
         self.follow()
@@ -124,9 +128,22 @@ class Step:
     def take(self) -> None:
         """Takes the state of training from the Keras variables: the way back from `synchronize`."""
 
+    def get_average(self) -> list[np.ndarray]:
+        """Returns the averaged weights as of the last `synchronize`, whole, as `average.get_weights()` has them."""
+        return [self.layout.gather(variable.value) for variable in self.average.weights]
+
+    def finish(self) -> None:
+        """Puts the averaged weights whole into `average`, for whoever goes on with it."""
+        self.synchronize()
+        if self.layout.is_spread:
+            self.average.set_weights(self.get_average())
+
     def snapshot(self) -> dict[str, Any]:
         """Returns all that training has changed, by name: arrays that the next steps leave alone."""
         self.synchronize()
+        if self.layout.num_processes > 1:  # what lies with others is asked for here; the first process keeps it
+            gathered = {name: self.layout.gather(variable.value) for name, variable in self._named().items()}
+            return gathered if self.layout.is_first else {}
         if keras.backend.backend() == "jax":  # jax never writes into an array; reading it may wait for later
             return {name: variable.value for name, variable in self._named().items()}
         return {name: np.array(ops.convert_to_numpy(variable.value)) for name, variable in self._named().items()}
@@ -172,6 +189,8 @@ class Step:
                 f"Received: batch_size={len(batch.images)}, num_parts={self.num_parts}. Pass another of the two."
             )
         arrays = batch.images, batch.labels, batch.mask.astype("float32")
+        if self.num_parts == 1:
+            return [arrays]
         return list(zip(*(np.split(array, self.num_parts) for array in arrays), strict=True))
 
     def forward(self, images: Any, labels: Any, mask: Any, *answers: Any) -> tuple[Any, Any, Any]:
@@ -188,7 +207,11 @@ class Step:
 
 
 class JaxStep(Step):
-    """One compiled function from state to state; the state's buffers are donated and live here between steps."""
+    """One compiled function from state to state; the state's buffers are donated and live here between steps.
+
+    On several devices it is the same function, of arrays that lie as `layout` says: what is computed is a matter of the
+    whole arrays, the order in which sums are added one of the devices.
+    """
 
     def setup(self) -> None:
         """Takes the state out of the Keras variables."""
@@ -240,18 +263,49 @@ class JaxStep(Step):
             average = [a + (1 - decay) * (w - a) for a, w in zip(average, merged, strict=True)]
             return (weights, other, slots, average), total / weight, correct
 
-        self.step = jax.jit(step, donate_argnums=0)
-        self.knowledge = teacher and [
-            [v.value for v in variables]
-            for variables in (teacher.model.trainable_variables, teacher.model.non_trainable_variables)
-        ]
+        def stack(arrays: Any) -> Any:  # (num_parts, B / num_parts, ...); what lies on the device already stays there
+            return arrays if self.num_parts == 1 and isinstance(arrays[0], jax.Array) else np.stack(arrays)
+
+        self.stack = stack
+        known = (teacher.model.trainable_variables, teacher.model.non_trainable_variables) if teacher else ()
+        if self.layout.is_spread:
+            self.specs = self._specs()
+            whole = self.layout.sharding(jax.sharding.PartitionSpec())
+            places = jax.tree.map(self.layout.sharding, self.specs)
+            self.step = jax.jit(step, donate_argnums=0, out_shardings=(places, whole, whole))
+            self.copy = jax.jit(lambda state: jax.tree.map(jax.numpy.copy, state))
+            self.knowledge = [[self.layout.place(v.value, whole.spec) for v in variables] for variables in known]
+        else:
+            self.step = jax.jit(step, donate_argnums=0)
+            self.knowledge = [[v.value for v in variables] for variables in known]
         self.take()
+
+    def _specs(self) -> tuple[list[Any], ...]:
+        """Returns how each array of the state is cut: a slot as its weight, the count of steps not at all."""
+        weights, other, _, average = (
+            [self.layout.spec(variable.path, tuple(variable.shape)) for variable in variables]
+            for variables in self._variables()
+        )
+        slots = [self.layout.spec("", ())]
+        for spec, is_matrix in zip(weights, self.optimizer.has_muon, strict=True):
+            slots += [spec] * (1 if is_matrix else 2)
+        return weights, other, slots, average
 
     def take(self) -> None:
         """Copies the state out of the Keras variables: a donated buffer must not be a variable's own."""
         import jax
 
-        self.state = jax.tree.map(lambda v: jax.numpy.array(v.value), self._variables())
+        if not self.layout.is_spread:
+            self.state = jax.tree.map(lambda v: jax.numpy.array(v.value), self._variables())
+            return
+        layout = self.layout
+        self.state = tuple(
+            [layout.place(layout.gather(v.value), spec) for v, spec in zip(variables, specs, strict=True)]
+            for variables, specs in zip(self._variables(), self.specs, strict=True)
+        )
+        for variable in self.average.non_trainable_variables:  # predictions read them where they are
+            value = layout.gather(variable.value)
+            variable.assign(layout.place(value, layout.spec(variable.path, value.shape)))
 
     def _variables(self) -> tuple[list[Any], ...]:
         return (
@@ -265,7 +319,9 @@ class JaxStep(Step):
         self, batch: Batch, *, learning_rate: float, decay: float, body_rate: float | None = None
     ) -> tuple[Any, Any]:
         """Trains on one batch."""
-        parts = [np.stack(arrays) for arrays in zip(*self.split(batch), strict=True)]  # (num_parts, B / num_parts, ...)
+        parts = [self.stack(arrays) for arrays in zip(*self.split(batch), strict=True)]
+        if self.layout.is_spread:
+            parts = [self.layout.place_rows(part, axis=1) for part in parts]
         rates = [np.float32(learning_rate if rate is None else rate) for rate in (learning_rate, body_rate)]
         self.state, loss, correct = self.step(self.state, parts, rates, np.float32(decay), self.knowledge)
         return loss, correct
@@ -274,9 +330,10 @@ class JaxStep(Step):
         """Copies the state into the Keras variables."""
         import jax
 
-        for variables, values in zip(self._variables(), self.state, strict=True):
+        state = self.copy(self.state) if self.layout.is_spread else jax.tree.map(jax.numpy.array, self.state)
+        for variables, values in zip(self._variables(), state, strict=True):
             for variable, value in zip(variables, values, strict=True):
-                variable.assign(jax.numpy.array(value))
+                variable.assign(value)
 
 
 class TorchStep(Step):

@@ -23,6 +23,7 @@ from vitreous.training.batch_search import find_batch_size, scale_learning_rate
 from vitreous.training.card import describe_results
 from vitreous.training.checkpoint import Checkpoints
 from vitreous.training.distillation import DistillationLoss, load_teacher
+from vitreous.training.distribute import Devices, Layout, Parallel, create_layout
 from vitreous.training.fit import History, Interrupt, fit
 from vitreous.training.losses import Loss
 from vitreous.training.optimizer import create_optimizer
@@ -32,6 +33,7 @@ from vitreous.training.planning import (
     describe_run,
     describe_weights,
     fit_to_images,
+    identity_of,
     is_rate_given,
     pretrained_start,
     random_start,
@@ -46,7 +48,14 @@ from vitreous.training.planning import (
 from vitreous.training.progress import Reporter
 from vitreous.training.recipe import Recipe
 from vitreous.training.results import create_evaluate, draw_run, evaluation_loader, measure_run
-from vitreous.training.resume import batch_of, describe_call, open_checkpoints, open_writer, unfinished
+from vitreous.training.resume import (
+    batch_of,
+    describe_call,
+    open_checkpoints,
+    open_writer,
+    place_of_process,
+    unfinished,
+)
 from vitreous.training.run import Resume, Run, RunWriter, load_run
 from vitreous.training.trackers import Tracker, Trackers, follow_rows
 
@@ -65,6 +74,8 @@ def train(
     resume: Resume = "auto",
     reporter: Reporter | None = None,
     track: str | Tracker | Sequence[str | Tracker] = (),
+    devices: Devices | None = None,
+    parallel: Parallel | None = None,
     **changes: Any,
 ) -> Run:
     """Trains a classifier on labelled images and leaves a run folder.
@@ -75,7 +86,8 @@ def train(
         data: A source as for `load_dataset`: a folder with one folder a class (with or without train/ and val/ or
             test/ above them), a table, a built-in name such as `"digits"`; or a loaded `Dataset`.
         out: Where the run goes. Default: the first free `runs/DATA-N`.
-        recipe: A recipe, its name, or a TOML file. Default: chosen from the data.
+        recipe: A recipe, its name, or a TOML file. Default: chosen from the data; `finetune` from weights that know
+            classes already.
         pretrained: Weights to start from, as `import_weights` takes them: a local file or folder, `timm/NAME.TAG`,
             `hf:OWNER/NAME`. The model and its input are theirs; the head is fresh. Default: random weights.
         teacher: A trained model to learn from beside the labels, as `recipe.distillation` says: a run folder, or what
@@ -88,13 +100,18 @@ def train(
         reporter: Where progress is shown. Default: nowhere.
         track: What follows the run beside its own files: `"tensorboard"`, `"mlflow"`, `"wandb"`, or a `Tracker`; one or
             several.
+        devices: How many devices of this machine to train on, or `"all"`; on jax. Default: one, or, after
+            `join_processes`, all.
+        parallel: What they share: `"data"`, the rows of a batch; `"fsdp"`, weights and optimiser too; `"tensor"`, the
+            matrices of each block. Default: `"data"`.
         **changes: Fields of `DataConfig` (`val_fraction=0.2`, `label_column="species"`), and fields of `Recipe` that
             differ from the recipe's; nested ones as dicts (`optimizer={"learning_rate": 3e-4}`). A `batch_size` of
             `"auto"` is the largest that is worth its memory (`vitreous.training.batch_search`); the learning rate then
             goes with its square root, unless one is given.
 
     Returns:
-        The run, with what was measured on the test images in `run.metrics["test"]`.
+        The run, with what was measured on the test images in `run.metrics["test"]`. Of several processes, the first
+        writes and returns it; the others return it without metrics, as soon as training is over.
 
     Raises:
         DataError: If the data cannot be used.
@@ -114,12 +131,32 @@ def train(
     ```
     """
     call = {name: value for name, value in locals().items() if name != "changes"} | changes
+    layout = create_layout(devices, parallel)
+    if not layout.is_first:
+        reporter, track = None, ()
     reporter = reporter or Reporter()
-    trackers = Trackers(track, reporter)
+    with layout.together(), place_of_process(layout, out, resume) as (out, resume):
+        return _prepare(call, changes, layout, reporter, Trackers(track, reporter), out=out, resume=resume)
+
+
+def _prepare(
+    call: dict[str, Any],
+    changes: dict[str, Any],
+    layout: Layout,
+    reporter: Reporter,
+    trackers: Trackers,
+    *,
+    out: str | Path | None,
+    resume: Resume,
+) -> Run:
+    """Settles everything before training, trains, and returns the run. Arguments and errors as for `train`."""
+    data, recipe, pretrained, teacher, seed, overwrite = (
+        call[name] for name in ("data", "recipe", "pretrained", "teacher", "seed", "overwrite")
+    )
     split, changes = split_options(data, seed, changes)
     is_auto, changes = take_auto_batch(changes)
     dataset = data if isinstance(data, Dataset) else load_dataset(data, **split)
-    recipe_name, settled = settle_recipe(recipe or ("finetune" if pretrained else None), dataset, changes)
+    recipe_name, settled = settle_recipe(recipe, dataset, changes, pretrained=pretrained)
     check_start(settled, changes, has_weights=pretrained is not None, has_teacher=teacher is not None)
     if pretrained is None:
         spec, weights = random_start(settled, len(dataset.class_names)), None
@@ -133,13 +170,18 @@ def train(
         channels = spec.config.num_channels
         asked = load_teacher(teacher, dataset, num_channels=channels, dtype=policy, reporter=reporter)
         loss = DistillationLoss(labels_loss, settled.distillation, asked)
+    if is_auto and layout.is_spread:
+        raise ConfigError(
+            f"Cannot find the batch size on {layout.num_devices} devices. Expected a number. "
+            "Received: batch_size='auto'. Find it on one device, and pass it times the number of devices."
+        )
     if is_auto:
         has_rate = is_rate_given(changes)
         before = batch_of(out, resume, settled, is_rate_given=has_rate)
         settled = before or _settle_batch(settled, spec, dataset, loss, policy, reporter, is_rate_given=has_rate)
-    settled = fit_to_images(settled, len(train_images))
+    settled = fit_to_images(settled, len(train_images), layout)
     loader = training_loader(
-        train_images, spec.input, settled, reporter, seed=seed, num_classes=len(dataset.class_names)
+        train_images, spec.input, settled, reporter, seed=seed, num_classes=len(dataset.class_names), layout=layout
     )
     if settled.patience_epochs is not None and "val" not in dataset.splits:
         raise ConfigError(
@@ -149,16 +191,21 @@ def train(
     with Interrupt() as interrupt:
         writer = open_writer(out, dataset.name, overwrite=overwrite, resume=resume, reporter=reporter)
         with unfinished(writer, reporter, trackers):
-            config = describe_run(dataset, recipe_name, settled, spec, split, policy)
+            config = describe_run(dataset, recipe_name, settled, spec, split, policy, layout=layout)
             if pretrained is not None:
                 config["pretrained"] = describe_weights(pretrained)
             if isinstance(loss, DistillationLoss):
                 config["teacher"] = loss.teacher.name
+                config["teacher_fingerprint"] = loss.teacher.fingerprint
             checkpoints, config = open_checkpoints(writer, config, settled, resume=resume, reporter=reporter)
             writer.write_call(describe_call("train", call))
+            layout.meet(identity_of(config))
+            path = layout.share(str(writer.path))
             with checkpoints:
                 plan = (dataset, loader, settled, spec, weights, loss, config)
-                _train(reporter, trackers, interrupt, writer, checkpoints, *plan)
+                _train(layout, reporter, trackers, interrupt, writer, checkpoints, *plan)
+            if not layout.is_first:
+                return Run(Path(path), config, {})
             place = writer.finish()
     return load_run(place)
 
@@ -195,6 +242,7 @@ def _settle_batch(
 
 
 def _train(
+    layout: Layout,
     reporter: Reporter,
     trackers: Trackers,
     interrupt: Interrupt,
@@ -208,9 +256,9 @@ def _train(
     loss: Loss | DistillationLoss,
     config: dict[str, Any],
 ) -> None:
-    """Trains, saves, measures and draws into `writer`'s folder."""
+    """Trains; in the first process, also saves, measures and draws into `writer`'s folder."""
     policy = config["versions"]["policy"]
-    say_plan(reporter, dataset, config["recipe_name"], settled, spec, policy)
+    say_plan(reporter, dataset, config["recipe_name"], settled, spec, policy, layout)
     state = random.getstate()
     random.seed(config["seed"])  # Keras draws the seeds of its layers here; its own set_random_seed loads TensorFlow
     model = VisionTransformer(spec.config, name=spec.name, dtype=policy)
@@ -226,15 +274,16 @@ def _train(
     writer.write_text("config.toml", CONFIG_HEAD + tomli_w.dumps(without_none(config)))
     trackers.start(writer.path, config)
     evaluate_batch = min(settled.batch_size * 2, 256)
-    val = evaluation_loader(dataset.splits.get("val"), spec.input, evaluate_batch)
-    draw_augmentation(
-        loader.images,
-        spec.input,
-        settled.augment,
-        out=writer.partial / "augmented.png",
-        class_names=dataset.class_names,
-        seed=config["seed"],
-    )
+    val = evaluation_loader(dataset.splits.get("val"), spec.input, evaluate_batch, layout)
+    if layout.is_first:
+        draw_augmentation(
+            loader.images,
+            spec.input,
+            settled.augment,
+            out=writer.partial / "augmented.png",
+            class_names=dataset.class_names,
+            seed=config["seed"],
+        )
     loader.cache_folder = writer.partial
     classes = dataset.class_names
     history = fit(
@@ -245,7 +294,7 @@ def _train(
         input_spec=spec.input,
         config=settled.optimizer,
         loss=loss,
-        evaluate=None if val is None else create_evaluate(average, val, spec.input, classes),
+        evaluate=None if val is None else create_evaluate(average, val, spec.input, classes, layout),
         num_epochs=settled.epochs,
         budget_seconds=settled.budget_seconds,
         num_parts=settled.num_parts,
@@ -255,7 +304,11 @@ def _train(
         on_row=follow_rows(lambda rows: checkpoints.attempt("history", lambda: writer.write_history(rows)), trackers),
         checkpoints=checkpoints,
         on_nan=settled.on_nan,
+        layout=layout,
     )
+    if not layout.is_first:
+        loader.close()
+        return
     writer.write_history(history.rows)
     trackers.follow(history.rows)  # of a run that was resumed after its last step, nothing has been told yet
     loader.close()

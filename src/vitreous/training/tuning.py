@@ -3,9 +3,9 @@
 import csv
 import dataclasses
 import importlib.util
+import io
 import json
 import math
-import os
 import shlex
 import shutil
 import time
@@ -21,6 +21,7 @@ from vitreous.data import Dataset, load_dataset
 from vitreous.errors import ConfigError, MissingDependencyError, RunError, TrainingError
 from vitreous.evaluation import get_headline
 from vitreous.figures import draw_trials
+from vitreous.files import write_text
 from vitreous.spec import check, check_minimum
 from vitreous.training.planning import check_start, describe_command, settle_recipe, split_options, without_none
 from vitreous.training.progress import Reporter, Status, format_seconds
@@ -153,7 +154,7 @@ def tune(
             f"Received: splits {', '.join(dataset.splits)}. Pass a val_fraction above 0."
         )
     changes = {key: value for key, value in changes.items() if value is not None and key not in ("epochs", "time")}
-    recipe_name, base = settle_recipe(recipe or ("finetune" if pretrained else None), dataset, changes)
+    recipe_name, base = settle_recipe(recipe, dataset, changes, pretrained=pretrained)
     check_start(base, changes, has_weights=pretrained is not None, has_teacher=False)
     space = search_space(base, changes)
     splits = {name: dataset.splits[name] for name in ("train", "val")}
@@ -340,7 +341,7 @@ class _Session:
                 f"{'other files' if self.folder.is_dir() else 'a file'}. Pass another --out."
             )
         self.folder.mkdir(parents=True, exist_ok=True)
-        _write_text(path, json.dumps(identity, indent=2))
+        write_text(path, json.dumps(identity, indent=2))
 
     def _open_study(self) -> "optuna.Study":
         """Opens the journal; trials that were killed half-way are tried again."""
@@ -481,14 +482,13 @@ class _Session:
         """Writes table, picture and the best recipe so far; returns that."""
         trials = self._trials(study)
         columns = [each.key for each in self.space]
-        temporary = self.folder / ".trials.csv.tmp"
-        with temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["number", "state", f"val_{self.score_name}", "seconds", *columns])
-            for each in trials:
-                values = [each.params.get(key) for key in columns]
-                writer.writerow([each.number, each.state, each.score, round(each.seconds, 2), *values])
-        os.replace(temporary, self.folder / "trials.csv")
+        table = io.StringIO(newline="")
+        writer = csv.writer(table, lineterminator="\n")
+        writer.writerow(["number", "state", f"val_{self.score_name}", "seconds", *columns])
+        for each in trials:
+            values = [each.params.get(key) for key in columns]
+            writer.writerow([each.number, each.state, each.score, round(each.seconds, 2), *values])
+        write_text(self.folder / "trials.csv", table.getvalue())
         complete = [each for each in trials if each.state == "complete"]
         if not complete:
             return self.base
@@ -510,15 +510,9 @@ class _Session:
             accuracy=f"{best.score:.2%} ({name} on {len(self.dataset.splits['val'])} validation images that chose it, "
             "so rather too high; 1 seed)",
         )
-        _write_text(self.folder / "best.toml", header.format() + tomli_w.dumps(without_none(recipe.to_dict())))
+        write_text(self.folder / "best.toml", header.format() + tomli_w.dumps(without_none(recipe.to_dict())))
         return recipe
 
 
 def _short(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

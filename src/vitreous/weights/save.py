@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitreous.errors import ConfigError, WeightsError
+from vitreous.files import replacing
 from vitreous.spec import InputSpec, ViTConfig
 from vitreous.weights import google, huggingface, mapping, timm
 from vitreous.weights.load import (
@@ -26,7 +27,7 @@ from vitreous.weights.load import (
 )
 from vitreous.weights.mapping import Origin
 from vitreous.weights.sources import read_json
-from vitreous.weights.tensors import differing, replacing, write_npz, write_safetensors
+from vitreous.weights.tensors import differing, write_npz, write_safetensors
 
 if TYPE_CHECKING:
     from vitreous.model import VisionTransformer
@@ -164,7 +165,8 @@ def export_weights(
         )
     for name, values in documents.items():
         text = json.dumps(values, indent=2) + "\n"
-        replacing(path.with_name(name), lambda partial, text=text: partial.write_text(text, encoding="utf-8"))  # type: ignore[misc]
+        with replacing(path.with_name(name)) as partial:
+            partial.write_text(text, encoding="utf-8")
     paths = (path, *(path.with_name(name) for name in documents))
     return ExportReport(format, paths, len(outgoing), mapping.count_values(outgoing), tuple(notes))
 
@@ -296,7 +298,8 @@ def _export_keras(
     if origin is not None:
         about["origin"] = {"source": origin.source, "format": origin.format, "style": dict(origin.style)}
 
-    def write(partial: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as partial:  # of the same suffix, which Keras looks at
         model.save(partial)
         with zipfile.ZipFile(partial, "a", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr(MEMBER, json.dumps(about))
@@ -304,8 +307,6 @@ def _export_keras(
                 buffer = io.BytesIO()
                 np.savez(buffer, **origin.extras)  # type: ignore[arg-type]
                 archive.writestr(EXTRAS_MEMBER, buffer.getvalue())
-
-    replacing(path, write)
     back, own = variables(import_weights(path, dtype=model.dtype_policy).model), variables(model)
     wrong = sorted(back.keys() ^ own.keys())
     wrong += [

@@ -7,8 +7,6 @@ taken for it.
 
 import json
 import math
-import os
-import uuid
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vitreous.errors import MissingPathError, WeightsError
+from vitreous.files import replacing
 
 MAX_HEADER_BYTES = 100 * 2**20  # the limit of the safetensors library
 MAX_AXES = 8
@@ -265,17 +264,6 @@ def read_tensors(path: Path) -> dict[str, Entry]:
 Outgoing = Mapping[str, tuple[tuple[int, ...], Callable[[], np.ndarray]]]
 
 
-def replacing(path: Path, write: Callable[[Path], None]) -> None:
-    """Writes a file beside its place and moves it there, so that a half-written one is never seen."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{uuid.uuid4().hex[:8]}{path.suffix}")  # Keras looks at the suffix
-    try:
-        write(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def _ready(name: str, shape: tuple[int, ...], values: np.ndarray) -> np.ndarray:
     if values.shape != shape:
         raise WeightsError(
@@ -295,26 +283,20 @@ def write_safetensors(path: Path, tensors: Outgoing) -> None:
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-
-    def write(partial: Path) -> None:
-        with partial.open("wb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
-            for name in names:
-                file.write(_ready(name, tensors[name][0], tensors[name][1]()).data)
-
-    replacing(path, write)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as partial, partial.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in names:
+            file.write(_ready(name, tensors[name][0], tensors[name][1]()).data)
 
 
 def write_npz(path: Path, tensors: Outgoing) -> None:
     """Writes float32 arrays to an uncompressed .npz file, one at a time."""
-
-    def write(partial: Path) -> None:
-        with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
-            for name, (shape, get) in tensors.items():
-                with archive.open(name + ".npy", "w", force_zip64=True) as file:
-                    np.lib.format.write_array(file, _ready(name, shape, get()), allow_pickle=False)
-
-    replacing(path, write)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
+        for name, (shape, get) in tensors.items():
+            with archive.open(name + ".npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, _ready(name, shape, get()), allow_pickle=False)
 
 
 def differing(path: Path, tensors: Outgoing) -> Iterator[str]:

@@ -2,9 +2,10 @@
 
 import hashlib
 import os
-import uuid
 from collections.abc import Callable
 from pathlib import Path
+
+from vitreous.files import replacing
 
 
 def cache_folder() -> Path:
@@ -28,10 +29,6 @@ def cached_file(source: Path, suffix: str, write: Callable[[Path], None]) -> Pat
     path = cache_folder() / "files" / f"{source.name.split('.')[0]}-{name}{suffix}"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-        try:
+        with replacing(path) as temporary:
             write(temporary)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
     return path

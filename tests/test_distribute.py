@@ -1,0 +1,335 @@
+"""Several devices and several processes train as one does. Both are simulated here: XLA cuts this CPU into devices."""
+
+import csv
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+import vitreous
+from vitreous.errors import ConfigError, MissingDependencyError
+from vitreous.training.distribute import DistributionConfig, Layout, create_layout, join_processes
+from vitreous.training.ray_workers import train_on_ray
+
+OPTIONS = {
+    "model": "vit_pico_patch2_8",
+    "image_size": [8, 8],
+    "batch_size": 8,
+    "epochs": 4,
+    "architecture": {
+        "num_blocks": 1,
+        "projection_dim": 32,
+        "num_heads": 4,
+        "mlp_dim": 64,
+        "stochastic_depth_rate": 0.2,
+        "dropout_rate": 0.1,
+    },
+    "checkpoint_every": "2 steps",
+}
+PRELUDE = """
+import json, sys
+from pathlib import Path
+import numpy as np
+import vitreous
+from vitreous.training import results, trainer
+
+for name in ("draw_augmentation", "draw_run"):
+    setattr(trainer, name, lambda *_, **__: None)
+results._draw_answers = lambda *_: None
+folder, out = Path(sys.argv[1]), Path(sys.argv[2])
+OPTIONS = json.loads(sys.argv[3])
+"""
+needs_jax = pytest.mark.skipif(os.environ["KERAS_BACKEND"] != "jax", reason="only jax has several devices")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_pictures():
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("draw_augmentation", "draw_run"):
+            patch.setattr(f"vitreous.training.trainer.{name}", lambda *_, **__: None)
+        patch.setattr("vitreous.training.results._draw_answers", lambda *_: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("noise")
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        (root / name).mkdir()
+        for i in range(35):
+            Image.fromarray(rng.integers(0, 255, (8, 8, 3)).astype("uint8")).save(root / name / f"{i}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def alone(folder, tmp_path_factory):
+    return vitreous.train(folder, out=tmp_path_factory.mktemp("runs") / "alone", **OPTIONS)
+
+
+def start(code, *arguments, num_devices=1):
+    """Starts a Python process that sees so many devices."""
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={num_devices}"
+    return subprocess.Popen(
+        [sys.executable, "-c", PRELUDE + code, *map(str, arguments)],
+        env={**os.environ, "XLA_FLAGS": flags},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process, code=0):
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == code, err[-3000:]
+    return out, err
+
+
+def numbers(run):
+    with (run.path / "history.csv").open() as file:
+        return [
+            [float(row[name]) for name in ("step", "train_loss", "train_accuracy", "val_loss", "val_accuracy")]
+            for row in csv.DictReader(file)
+        ]
+
+
+def assert_alike(run, other):
+    """The same curves but for the order in which sums are added, and the same weights."""
+    np.testing.assert_allclose(numbers(run), numbers(other), atol=1e-5)
+    for a, b in zip(run.load_model().get_weights(), other.load_model().get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-3)  # AdamW makes steps of rounding where there is no gradient
+    assert run.metrics["num_images_seen"] == other.metrics["num_images_seen"]
+
+
+STEPS = """
+import random
+from vitreous.data import Batch
+from vitreous.model import VisionTransformer
+from vitreous.spec import InputSpec, ViTConfig
+from vitreous.training.distribute import create_layout
+from vitreous.training.losses import Loss
+from vitreous.training.optimizer import create_optimizer
+from vitreous.training.recipe import OptimizerConfig
+from vitreous.training.step import create_step
+
+def train(num_devices, parallel, num_parts=1):
+    random.seed(0)
+    config = ViTConfig(
+        image_size=8, patch_size=4, projection_dim=32, num_heads=4, num_blocks=1, num_classes=3
+    )
+    model, average = VisionTransformer(config), VisionTransformer(config)
+    step = create_step(
+        model, average, create_optimizer(model, OptimizerConfig()), input_spec=InputSpec(image_size=8),
+        loss=Loss(num_classes=3), num_parts=num_parts, layout=create_layout(num_devices, parallel),
+    )
+    losses = []
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        images, labels = rng.integers(0, 255, (16, 8, 8, 3), "uint8"), rng.integers(0, 3, 16).astype("int32")
+        batch = Batch(images, labels, rng.random(16) < 0.8, np.arange(16))
+        losses.append(float(step(batch, learning_rate=1e-3, decay=0.9)[0]))
+    (kernel,) = [
+        array for array, variable in zip(step.state[0], model.trainable_variables) if "hidden/kernel" in variable.path
+    ]
+    held = max(shard.data.size for shard in kernel.addressable_shards) / kernel.size
+    step.finish()
+    return {"losses": losses, "held": held, "weights": [float(np.abs(w).sum()) for w in average.get_weights()]}
+
+found = {"one": train(1, None), "data": train(4, "data", 2)}
+print(json.dumps(found | {name: train(4, name) for name in ("fsdp", "tensor")}))
+"""
+CRASH = """
+from vitreous.errors import ConfigError
+from vitreous.training.progress import Reporter
+
+class Crash(Reporter):
+    def row(self, row):
+        if row["epoch"] == 2:
+            raise RuntimeError("crash")
+
+for impossible in (
+    lambda: create_layout(5),
+    lambda: create_layout("all").check_batch(6, 1),
+    lambda: create_layout(4, "tensor").spec("block_0/mlp/hidden/kernel", (32, 66)),
+):
+    try:
+        impossible()
+    except ConfigError as error:
+        print(error)
+try:
+    vitreous.train(folder, out=out, devices=4, parallel="fsdp", reporter=Crash(), **OPTIONS)
+except RuntimeError as error:
+    print(error)
+"""
+
+
+@pytest.fixture(scope="module")
+def four(folder, tmp_path_factory):
+    """What a process with four devices says, line by line, and the run that it has not finished."""
+    out = tmp_path_factory.mktemp("four") / "run"
+    process = start(STEPS + CRASH, folder, out, json.dumps(OPTIONS), num_devices=4)
+    return finish(process)[0].splitlines(), out
+
+
+@needs_jax
+def test_four_devices_compute_what_one_does(four):
+    """Loss curves with a mask, in one part or two; each matrix lies where it should."""
+    found = json.loads(four[0][0])
+    for name in ("data", "fsdp", "tensor"):
+        np.testing.assert_allclose(found[name]["losses"], found["one"]["losses"], atol=1e-5, err_msg=name)
+        np.testing.assert_allclose(found[name]["weights"], found["one"]["weights"], atol=1e-3, err_msg=name)
+    assert [found[name]["held"] for name in ("one", "data", "fsdp", "tensor")] == [1, 1, 0.25, 0.25]
+    assert max(found["one"]["losses"]) - min(found["one"]["losses"]) > 1e-3
+
+
+@needs_jax
+def test_a_run_of_four_devices_goes_on_on_one(folder, alone, four):
+    (_, *refused, last), out = four
+    assert last == "crash"
+    assert refused == [
+        "Cannot train on 5 devices. Expected from 1 to 4, which jax sees (cpu). Received: devices=5. Pass fewer; with "
+        "XLA_FLAGS=--xla_force_host_platform_device_count=N a CPU passes for N devices.",
+        "Cannot share a batch among 4 devices. Expected a multiple of 4. Received: batch_size=6. "
+        "Pass --batch-size 4, or another number of devices.",
+        "Cannot share block_0/mlp/hidden/kernel among 4 devices. Expected a width that 4 divides. "
+        "Received: shape=(32, 66). Pass --parallel fsdp or data, or fewer devices.",
+    ]
+    said = []
+    reporter = vitreous.training.progress.Reporter()
+    reporter.note = reporter.warn = said.append
+    run = vitreous.train(folder, out=out, reporter=reporter, **OPTIONS)
+    assert_alike(run, alone)
+    assert any(line.startswith("Resumed  at step") for line in said)
+    assert any("The run was begun on other devices (parallel fsdp, now None; num_devices 4" in line for line in said)
+    assert "distribution" not in run.config
+
+
+PROCESSES = """
+from vitreous.errors import ConfigError
+from vitreous.training.distribute import join_processes
+
+address, index = sys.argv[4], int(sys.argv[5])
+join_processes(address, num_processes=2, process_id=index)
+for changes in ({"seed": index}, {"time": "5s", "epochs": None}, {"devices": 1}):
+    try:
+        vitreous.train(folder, out=out, **{**OPTIONS, **changes})
+    except ConfigError as error:
+        print(error)
+run = vitreous.train(folder, out=out, **OPTIONS)
+print(run.path, sorted(run.metrics)[-1:], run.config["distribution"])
+"""
+
+
+@needs_jax
+def test_two_processes_train_as_one(folder, alone, tmp_path):
+    """Each has two devices, and makes its half of each batch; the last batch of an evaluation is not full."""
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        address = f"localhost:{listener.getsockname()[1]}"
+    out = tmp_path / "run"
+    arguments = (folder, out, json.dumps(OPTIONS), address)
+    processes = [start(PROCESSES, *arguments, index, num_devices=2) for index in range(2)]
+    for process, last in zip(processes, ("['val']", "[]"), strict=True):
+        *refused, told = [line for line in finish(process)[0].splitlines() if not line.startswith("[Gloo]")]
+        assert refused == [
+            "Cannot train in 2 processes. Expected the same data, options and versions in all. Received: process 1 "
+            "differs from process 0 in seed, data (fingerprint). Start all with the same command on the same data.",
+            "Cannot train for a time in 2 processes. Expected epochs: the learning rate would follow the clock of "
+            "each. Received: time='5s'. Pass --epochs.",
+            "Cannot choose devices in 2 processes. Expected all of each process, 2 in this one. Received: devices=1. "
+            "Leave --devices out; CUDA_VISIBLE_DEVICES hides devices.",
+        ]
+        assert told == f"{out} {last} {{'parallel': 'data', 'num_devices': 4, 'num_processes': 2}}"
+    run = vitreous.load_run(out)
+    assert_alike(run, alone)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_other_backends_train_on_one_device(monkeypatch):
+    monkeypatch.setattr(keras.backend, "backend", lambda: "torch")
+    assert not create_layout().is_spread and not create_layout(1).is_spread
+    with pytest.raises(ConfigError) as error:
+        create_layout("all", "fsdp")
+    assert str(error.value) == (
+        "Cannot train on several devices with the torch backend. Expected jax, the only one of these that Keras "
+        "spreads over devices. Received: backend='torch', devices='all', parallel='fsdp'. Pass --backend jax."
+    )
+    with pytest.raises(ConfigError, match=r"several processes with the torch backend\. Expected jax"):
+        monkeypatch.setenv("KERAS_BACKEND", "torch")
+        join_processes("localhost:1", num_processes=2, process_id=0)
+
+
+@needs_jax
+def test_one_device_shares_nothing():
+    with pytest.raises(ConfigError) as error:
+        create_layout(None, "fsdp")
+    assert (
+        "Cannot train with parallel='fsdp'. Expected several devices to share the work. Received: devices=None, 1 seen"
+        in str(error.value)
+    )
+    layout = Layout()
+    assert layout.agree(True, False) == (True, False)
+    assert layout.share([1]) == [1] and layout.gather_values("a") == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"num_workers": 2},
+            "Expected the address of a Ray cluster beside them. Received: num_workers=2. Pass --ray auto",
+        ),
+        ({"ray": "auto", "num_workers": 0}, "Cannot use num_workers. Expected 1 or more. Received: num_workers=0."),
+        ({"ray": "auto", "process_id": 1}, "Expected no addresses of processes beside --ray"),
+        ({"parallel": "both"}, "Cannot use parallel. Expected 'data', 'fsdp' or 'tensor', or None. Received"),
+        ({"devices": "some"}, "Cannot use devices. Expected an integer, or 'all', or None"),
+    ],
+)
+def test_options_that_cannot_work(values, message):
+    with pytest.raises(ConfigError) as error:
+        DistributionConfig(**values)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"coordinator": "localhost"},
+        {"coordinator": "localhost:80", "num_processes": 2},
+        {"coordinator": "localhost:80", "num_processes": 2, "process_id": 2},
+        {"coordinator": "auto", "process_id": 0},
+        {"num_processes": 2, "process_id": 0},
+    ],
+)
+def test_addresses_that_cannot_work(arguments):
+    with pytest.raises(
+        ConfigError, match=r"Cannot train in several processes\. Expected .*Received: coordinator=.*Pass"
+    ):
+        join_processes(arguments.pop("coordinator", None), **arguments)
+
+
+def test_ray_needs_a_place_for_the_run(monkeypatch, folder):
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "ray", None)
+        with pytest.raises(
+            MissingDependencyError, match=r"Training on Ray cannot be used\. .* pip install 'vitreous\[ray"
+        ):
+            train_on_ray("train", folder, DistributionConfig(ray="local"))
+    pytest.importorskip("ray")
+    with pytest.raises(ConfigError, match=r"Expected the path of the run.*Pass --out, on a file system"):
+        train_on_ray("train", folder, DistributionConfig(ray="local"))
+
+
+def test_command_line_refuses_what_ray_cannot(call, folder, tmp_path):
+    code, _, err = call("train", folder, "--ray", "local", "--folds", 3, "--out", tmp_path / "run")
+    assert code == 2 and "Cannot train on Ray. Expected no --folds beside --ray." in err
+    code, _, err = call("train", folder, "--num-processes", 2, "--out", tmp_path / "run")
+    assert code == 2 and "Pass --coordinator HOST:PORT --num-processes N --process-id I" in err
+    assert not list(Path(tmp_path).iterdir())
