@@ -1,8 +1,5 @@
 """The ONNX graph: every architecture gives the numbers of the Keras model, in both runtimes."""
 
-import contextlib
-from unittest import mock
-
 import keras
 import numpy as np
 import onnxruntime
@@ -92,24 +89,26 @@ KINDS = {  # each has several things that no reference model has
 }
 
 
-def weights_of(model):
-    return {path: keras.ops.convert_to_numpy(v) for path, v in variables(model).items()}
-
-
-def shaken(config):
-    """A model whose every weight counts: none is 0 or 1 as it was initialised.
-
-    Keras's own draws are left out: jax compiles one for each shape, which takes longer than all the rest.
-    """
+@pytest.fixture(autouse=True)
+def quick_draws(monkeypatch):
+    """Has NumPy draw the first weights: jax compiles a draw for each shape, which takes longer than all the rest."""
     rng = np.random.default_rng(0)
 
     def draw(self, shape, dtype=None, **options):
         return keras.ops.convert_to_tensor(rng.normal(0, 0.02, shape).astype("float32"))
 
-    with contextlib.ExitStack() as stack:
-        for kind in (keras.initializers.TruncatedNormal, keras.initializers.VarianceScaling):
-            stack.enter_context(mock.patch.object(kind, "__call__", draw))
-        model = VisionTransformer(config)
+    for kind in (keras.initializers.TruncatedNormal, keras.initializers.VarianceScaling):
+        monkeypatch.setattr(kind, "__call__", draw)
+
+
+def weights_of(model):
+    return {path: keras.ops.convert_to_numpy(v) for path, v in variables(model).items()}
+
+
+def shaken(config):
+    """A model whose every weight counts: none is 0 or 1 as it was initialised."""
+    model = VisionTransformer(config)
+    rng = np.random.default_rng(0)
     for v in model.trainable_variables:
         v.assign(keras.ops.convert_to_numpy(v) + rng.normal(0, 0.1, v.shape))
     return model
