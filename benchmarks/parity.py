@@ -76,7 +76,7 @@ def collect(run, num_images):
     if run.config["data"]["root"] == "(from Python)":
         images = CheckImages(generate_images(run.input_spec, num_images), None, "generated images")
     else:
-        images = collect_images(run, count=num_images)
+        images = collect_images(run)
     (logits,) = run_batches(create_predict_function(run.load_model(), run.input_spec), images)
     return CheckImages(images.images, logits.argmax(1), images.source), float(np.abs(logits).max())
 
@@ -153,32 +153,40 @@ def main():
 
     formats, missing = find_formats(options.formats)
     rows, names, facts = [], [], []
+    base = MINIATURE if options.miniature else BASE
     with tempfile.TemporaryDirectory(prefix="vitreous-parity-") as folder:
-        base = MINIATURE if options.miniature else BASE
         runs = {name: make_run(folder, name, {**base, **small(KINDS[name], base)}) for name in options.kinds}
-        runs |= {run.name: load_run(run) for run in options.runs}
+        runs |= {path.name: load_run(path) for path in options.runs}
         for name, run in runs.items():
             images, largest = collect(run, 32 if options.miniature else NUM_IMAGES)
             names.append(name)
-            facts.append(f"{name}: {len(images.images)} {images.source}, largest logit {largest:.1f}")
+            facts.append(f"- {name}: {len(images.images)} {images.source}, largest logit {largest:.1f}")
             for format, precision in formats:
                 row = measure(run, name, format, precision, images, folder)
                 rows.append(row)
                 outcome = row.get("refused") or f"{row['max_logit_difference']:.1e}, {row['top1_agreement']:.1%}"
                 print(f"{name:<22} {format} {precision}: {outcome}", file=sys.stderr, flush=True)
-    text = table(rows, names)
-    print(text)
+            if options.out:  # whatever becomes of the next model
+                options.out.write_text(page(rows, names, facts, missing, base))
+    print(table(rows, names))
     print("\n".join(facts))
-    if options.out:
-        head = f"# Parity of exports\n\n{date.today()}, {platform.machine()}, one run. Models of "
-        head += f"{', '.join(f'{key}={value}' for key, value in base.items())} with random weights"
-        head += ", and trained runs" * bool(options.runs)
-        head += ". In each cell: the largest difference of a logit from the Keras model's in float32 (jax), and the "
-        head += "share of images with the same most probable class.\n\n"
-        tail = "\n".join(f"- {fact}" for fact in facts)
-        tail += "".join(f"\n- left out: {format}: {why}" for format, why in missing.items())
-        options.out.write_text(f"{head}{text}\n\n{tail}\n")
     print(json.dumps({"benchmark": "parity", "rows": rows, "missing": missing}))
+
+
+def page(rows, names, facts, missing, base):
+    """Returns the table, with what it is about."""
+    sizes = ", ".join(f"{key}={value}" for key, value in base.items())
+    left_out = [f"- left out: {format}: {why}" for format, why in missing.items()]
+    return f"""# Parity of exports
+
+{date.today()}, {platform.machine()}. Models of {sizes}
+with random weights, and trained runs, if any. In each cell: the largest difference of a logit from the Keras model's in
+float32 (jax), and the share of images with the same most probable class.
+
+{table(rows, names)}
+
+{chr(10).join([*facts, *left_out])}
+"""
 
 
 def small(kind, base):

@@ -49,6 +49,15 @@ def test_cifar_in_miniature(tmp_path):
     assert "| ours |" in out.read_text()
 
 
+def test_parity_in_miniature(tmp_path):
+    out = tmp_path / "table.md"
+    arguments = ("--miniature", "--kinds", "registers", "--formats", "onnx", "--out", out)
+    rows = run(FOLDER / "parity.py", *arguments)["rows"]
+    assert [row["precision"] for row in rows] == ["fp32", "fp16", "int8"]
+    assert rows[0]["max_logit_difference"] < 1e-4 < rows[1]["max_logit_difference"]
+    assert out.read_text().count("| onnx ") == 3
+
+
 def test_adapt_in_miniature(tmp_path):
     write_images(tmp_path)
     found = run(FOLDER / "adapt.py", "pretrain", "--data", tmp_path, "--per-class", 4, "--seeds", 1, "--miniature")

@@ -15,6 +15,8 @@ from vitreous.spec import InputSpec, ViTConfig
 from vitreous.weights import import_weights
 from vitreous.weights.load import variables
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 BASE = {
     "image_size": 16,
     "patch_size": 8,
@@ -85,6 +87,18 @@ KINDS = {  # each has several things that no reference model has
         "activation": "gelu_tanh",
     },
 }
+
+
+@pytest.fixture(autouse=True)
+def quick_draws(monkeypatch):
+    """Has NumPy draw the first weights: jax compiles a draw for each shape, which takes longer than all the rest."""
+    rng = np.random.default_rng(0)
+
+    def draw(self, shape, dtype=None, **options):
+        return keras.ops.convert_to_tensor(rng.normal(0, 0.02, shape).astype("float32"))
+
+    for kind in (keras.initializers.TruncatedNormal, keras.initializers.VarianceScaling):
+        monkeypatch.setattr(kind, "__call__", draw)
 
 
 def weights_of(model):
