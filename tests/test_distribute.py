@@ -87,7 +87,7 @@ def start(code, *arguments, num_devices=1):
 
 
 def finish(process, code=0):
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == code, err[-3000:]
     return out, err
 

@@ -232,9 +232,9 @@ class Layout:
         return jax.make_array_from_process_local_data(self.sharding(spec), rows)
 
     def gather(self, array: Any) -> np.ndarray:
-        """Returns a whole array from where it lies; all processes must ask for it."""
+        """Returns a copy of a whole array from where it lies; all processes must ask for it."""
         if not self.is_spread or array.is_fully_addressable or array.is_fully_replicated:
-            return np.asarray(array)
+            return np.array(array)
         from jax.experimental.multihost_utils import process_allgather
 
         return np.asarray(process_allgather(array, tiled=True))
