@@ -68,9 +68,7 @@ def main() -> None:
             if turn > 1:
                 times[name].append(time.perf_counter() - start)
     found = {}
-    print(
-        f"{arguments.model}, batch {arguments.batch_size}, {arguments.devices} simulated devices, {os.cpu_count()} cores\n"
-    )
+    print(f"{arguments.model}, batch {arguments.batch_size}, {arguments.devices} devices on {os.cpu_count()} cores\n")
     print("| | ms a step, median | fastest | fastest, of one device's | state on a device, MB |\n|---|---|---|---|---|")
     for name, step in steps.items():
         held: dict[Any, int] = {}
