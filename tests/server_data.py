@@ -86,7 +86,7 @@ class ServerProcess:
                 command, stdout=subprocess.PIPE, stderr=stderr, text=True, start_new_session=True, env={**os.environ}
             )
         line = self.process.stdout.readline()
-        assert line.startswith(f"Serving  {path} at http://127.0.0.1:"), line + log.read_text()
+        assert line.startswith(f"Serving  {path} at http"), line + log.read_text()
         self.address = line.split(" at ")[1].split()[0]
 
     def __enter__(self):

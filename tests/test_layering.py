@@ -23,7 +23,7 @@ RANKS = (
     {"training"},
     {"measurement", "inspection", "explanation", "export", "embeddings"},  # these read what training leaves
     {"engine"},
-    {"prediction", "answers"},
+    {"prediction", "answers", "ray_engine"},
     {"look"},
     {"report"},
     {"server"},

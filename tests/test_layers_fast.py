@@ -3,11 +3,13 @@
 import keras
 import numpy as np
 import pytest
-from layer_harness import gradients, random_array, to_numpy
+from layer_harness import random_array, to_numpy
 
 from vitreous.layers import MLP, SelfAttention, TransformerBlock
+from vitreous.layers.blocks import activate
 
 ON_TORCH = pytest.mark.skipif(keras.backend.backend() != "torch", reason="a form for torch")
+ON_JAX = pytest.mark.skipif(keras.backend.backend() != "jax", reason="a form for jax")
 TOLERANCE = {"float32": 2e-6, "mixed_bfloat16": 0.03}
 
 
@@ -97,28 +99,113 @@ def test_branches_by_hand_are_taken_where_they_can_be_and_only_there():
     assert MLP(16, norm_position="post").get_branches(x, dense) is None
 
 
-@pytest.mark.skipif(keras.backend.backend() != "jax", reason="a form for jax")
-@pytest.mark.parametrize("max_scores", [1, 2 * 2 * 5 * 5, 10**6])
-@pytest.mark.parametrize("options", [{}, {"use_qk_norm": True}, {"use_inner_norm": True, "use_key_bias": False}])
-def test_attention_in_parts_equals_the_whole(options, max_scores, monkeypatch):
-    from vitreous.layers import jax_attention
+def differentiate_on_jax(layer, x):
+    """Returns layer(x) in training, and the gradients of the sum of its squares by x and by each trainable weight."""
+    import jax
 
-    monkeypatch.setattr(jax_attention, "_MAX_SCORES", max_scores)
-    x = random_array(6, 5, 8)
-    layer = SelfAttention(2, **options)
-    layer(x)
+    def objective(x, weights):
+        y = layer.stateless_call(weights, [v.value for v in layer.non_trainable_variables], x, training=True)[0]
+        return (y**2).sum(), y
+
+    arguments = (x, [v.value for v in layer.trainable_variables])
+    (_, y), (d_x, d_weights) = jax.jit(jax.value_and_grad(objective, argnums=(0, 1), has_aux=True))(*arguments)
+    return [to_numpy(v) for v in (y, d_x, *d_weights)]
+
+
+@ON_JAX
+@pytest.mark.parametrize(
+    ("layer", "size"),  # of a part, out of 5 examples
+    [
+        (lambda: SelfAttention(2), 2),
+        (lambda: SelfAttention(2, use_qk_norm=True, use_inner_norm=True, use_key_bias=False), 3),
+        (lambda: SelfAttention(2, use_local_attention=True, norm_position="post", layer_scale=0.1), 1),
+        (lambda: MLP(24), 3),
+        (lambda: MLP(24, kind="swiglu", activation="silu", use_inner_norm=True, norm="rms"), 5),
+    ],
+)
+def test_branches_in_parts_equal_the_whole(layer, size, monkeypatch):
+    from vitreous.layers import jax_parts
+
+    layer, x = layer(), random_array(5, 5, 8)
+    layer.build(x.shape)
     randomize(layer)
-    attend, calls = jax_attention.attend, []
-    monkeypatch.setattr(jax_attention, "attend", lambda qkv: calls.append(qkv.shape) or attend(qkv))
-    split = [to_numpy(layer(x, training=True)), *gradients(layer, x)]
-    assert (taken := len(calls)) >= 2
-    monkeypatch.setattr(jax_attention, "can_compute", lambda: False)
-    whole = [to_numpy(layer(x, training=True)), *gradients(layer, x)]
-    assert len(calls) == taken
+    sizes = []
+    monkeypatch.setattr(jax_parts, "_get_size", lambda *args: sizes.append(args) or size)
+    split = differentiate_on_jax(layer, x)
+    assert len(sizes) == 1
+    monkeypatch.setattr(jax_parts, "can_compute", lambda: False)
+    whole = differentiate_on_jax(layer, x)
+    assert len(sizes) == 1
     check_close(split, whole, 1e-5)
-    monkeypatch.setattr(jax_attention, "can_compute", lambda: True)
-    layer(x)  # without training: exports trace this
-    assert len(calls) == taken
+
+
+@ON_JAX
+def test_branches_in_parts_are_taken_in_training_and_only_where_they_give_the_same():
+    import jax
+
+    def count(layer, **kwargs):
+        layer.build((None, 5, 8))
+        return str(jax.make_jaxpr(lambda x: layer(x, **kwargs))(random_array(2, 5, 8))).count("custom_vjp_call")
+
+    table = np.ones((5, 4), "float32")
+    assert count(SelfAttention(2), training=True) == 1
+    assert count(SelfAttention(2), training=True, rope=(table, table)) == 1
+    assert count(SelfAttention(2), training=True, rope=(table[None].repeat(2, 0),) * 2) == 0
+    assert count(SelfAttention(2), training=True, return_attention=True) == 0
+    assert count(SelfAttention(2, attention_dropout_rate=0.5), training=True) == 0
+    assert count(SelfAttention(2, dropout_rate=0.5), training=True) == 1  # of the branch's end, outside the parts
+    assert count(MLP(8), training=True) == 1
+    assert count(MLP(8, dropout_rate=0.5), training=True) == 0
+    assert count(MLP(8)) == count(SelfAttention(2)) == 0  # exports trace this
+
+
+@ON_JAX
+@pytest.mark.parametrize(
+    ("batch", "num_tokens", "num_heads", "size"),
+    [
+        (32, 197, 0, 4),
+        (32, 197, 3, 4),
+        (128, 65, 3, 16),
+        (31, 197, 3, 4),
+        (5, 65, 3, 5),
+        (8, 1025, 3, 1),
+        (2, 5000, 3, 1),
+    ],
+)
+def test_a_part_is_as_large_as_the_cache_and_near_the_batch(batch, num_tokens, num_heads, size):
+    from vitreous.layers import jax_parts
+
+    assert jax_parts._get_size(batch, num_tokens, num_heads) == size
+
+
+@ON_JAX
+def test_low_rank_updates_and_frozen_weights_train_in_parts(monkeypatch):
+    from vitreous.layers import jax_parts
+
+    monkeypatch.setattr(jax_parts, "_MAX_TOKENS", 10)
+    block = TransformerBlock(2, 24)
+    x = random_array(4, 5, 8)
+    block.build(x.shape)
+    block.attention.qkv.enable_lora(2)
+    block.mlp.norm.trainable = False
+    randomize(block)
+    results = []
+    for can in (True, False):
+        monkeypatch.setattr(jax_parts, "can_compute", lambda can=can: can)
+        results.append(differentiate_on_jax(block, x))
+    assert sum("lora" in v.path for v in block.trainable_variables) == 2
+    check_close(*results, 1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_gelu_is_exact(dtype):
+    from scipy.special import erfc
+
+    x = np.linspace(-9, 9, 4001)
+    x = to_numpy(keras.ops.cast(keras.ops.cast(x, dtype), "float32")).astype("float64")
+    found = to_numpy(keras.ops.cast(activate(keras.ops.cast(x, dtype), "gelu"), "float32"))
+    tolerance = {"float32": 1e-6, "bfloat16": 0.02}[dtype]
+    np.testing.assert_allclose(found, x * erfc(-x / 2**0.5) / 2, atol=tolerance, rtol=tolerance)
 
 
 @ON_TORCH

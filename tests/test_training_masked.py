@@ -15,10 +15,11 @@ from vitreous.training.recipe import OptimizerConfig
 from vitreous.training.step import create_step
 
 
-def create(mask_rate=0.75, **changes):
+def create(mask_rate=0.75, mask_size=1, mask_target="image", **changes):
     config = {"patch_size": 4, "projection_dim": 16, "num_blocks": 2, "num_heads": 2, "num_classes": 0, **changes}
     encoder = VisionTransformer(ViTConfig(image_size=16, **config))
-    return MaskedAutoencoder(encoder, mask_rate=mask_rate, decoder_dim=64, num_decoder_blocks=1)
+    masked = {"mask_rate": mask_rate, "mask_size": mask_size, "mask_target": mask_target}
+    return MaskedAutoencoder(encoder, **masked, decoder_dim=64, num_decoder_blocks=1)
 
 
 def draw(count=3, seed=0):
@@ -30,8 +31,9 @@ def cut(images):
     return images.reshape(-1, 4, 4, 4, 4, 3).transpose(0, 1, 3, 2, 4, 5).reshape(-1, 16, 48)
 
 
-def test_the_error_is_that_of_the_hidden_patches():
-    model, images = create(), draw()
+@pytest.mark.parametrize(("mask_target", "axes"), [("image", (1, 2)), ("patch", 2)])
+def test_the_error_is_that_of_the_hidden_patches(mask_target, axes):
+    model, images = create(mask_target=mask_target), draw()
     seen, _ = map(to_numpy, model.reconstruct(images))
     is_hidden = (cut(seen) == 0).all(axis=2)
     assert is_hidden.sum(axis=1).tolist() == [12, 12, 12]  # of 16 patches
@@ -41,10 +43,32 @@ def test_the_error_is_that_of_the_hidden_patches():
     bias = np.linspace(-1, 1, 48)
     model.decoder_pixels.bias.assign(bias)
     patches = cut(images).astype("float64")
-    wanted = (patches - patches.mean(axis=2, keepdims=True)) / np.sqrt(patches.var(axis=2, keepdims=True) + 1e-6)
+    wanted = (patches - patches.mean(axis=axes, keepdims=True)) / np.sqrt(patches.var(axis=axes, keepdims=True) + 1e-6)
     errors = ((wanted - bias) ** 2).mean(axis=2)
     expected = (errors * is_hidden).sum(axis=1) / 12
     np.testing.assert_allclose(to_numpy(model(images)), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("mask_target", ["image", "patch"])
+def test_what_is_seen_stays_as_it_is(mask_target):
+    model, images = create(mask_target=mask_target), draw()
+    seen, filled = map(to_numpy, model.reconstruct(images))
+    np.testing.assert_allclose(np.where(seen == 0, 0, filled), seen, atol=1e-6)
+    model.decoder_pixels.kernel.assign(np.zeros((64, 48)))  # nothing but the mean is predicted
+    _, filled = map(to_numpy, model.reconstruct(images))
+    patches, is_hidden = cut(images), (cut(seen) == 0).all(axis=2)
+    mean = patches.mean(axis=(1, 2) if mask_target == "image" else 2, keepdims=True)
+    wanted = np.broadcast_to(mean, patches.shape)
+    np.testing.assert_allclose(cut(filled)[is_hidden], wanted[is_hidden], atol=1e-5)
+
+
+def test_squares_of_patches_are_hidden_together():
+    model, images = create(mask_size=2), draw(8)
+    is_hidden = (cut(to_numpy(model.reconstruct(images)[0])) == 0).all(axis=2)
+    squares = is_hidden.reshape(8, 2, 2, 2, 2).transpose(0, 1, 3, 2, 4).reshape(8, 4, 4).sum(axis=2)
+    assert sorted(set(squares.ravel().tolist())) == [0, 4]
+    assert (squares == 4).sum(axis=1).tolist() == [3] * 8
+    assert len({tuple(row) for row in squares}) > 1
 
 
 @pytest.mark.parametrize(
@@ -91,8 +115,12 @@ def test_learns_to_fill_in():
 def test_refuses_what_cannot_be_masked():
     with pytest.raises(ConfigError, match=r"Received: patch_size=\(4, 4\), patch_strides=\(2, 2\)"):
         create(patch_strides=2)
-    with pytest.raises(ConfigError, match=r"num_patches=16, mask_rate=0\.99"):
+    with pytest.raises(ConfigError, match=r"grid_size=\(4, 4\), mask_rate=0\.99"):
         create(mask_rate=0.99)
+    with pytest.raises(ConfigError, match=r"mask_rate=0\.75, mask_size=3\. Pass another"):
+        create(mask_size=3)
+    with pytest.raises(ConfigError, match="mask_size"):
+        create(mask_size=0)
 
 
 def test_pretrain_leaves_an_encoder_that_training_starts_from(tmp_path):
@@ -135,6 +163,8 @@ def test_pretrain_leaves_an_encoder_that_training_starts_from(tmp_path):
     assert encoder.head is None
     still = {"learning_rate": 1e-12, "weight_decay": 0.0}
     tuned = vitreous.train(dataset, out=tmp_path / "run", pretrained=run.path, epochs=1, optimizer=still)
+    assert tuned.config["recipe_name"] == "few32"  # all that classes need has still to be learnt
+    assert tuned.config["model"]["num_blocks"] == 2  # the encoder's, whatever the recipe's model has
     for a, b in zip(encoder.weights, tuned.load_model().weights, strict=False):
         np.testing.assert_allclose(to_numpy(a), to_numpy(b), atol=1e-6)
     with pytest.raises(RunError, match=r"Received: a run without classes"):

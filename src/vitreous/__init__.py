@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from vitreous.measurement import evaluate
     from vitreous.model import VisionTransformer, create_model
     from vitreous.prediction import predict
+    from vitreous.ray_engine import RayEngine
     from vitreous.registry import get_spec, list_models, list_weights
     from vitreous.report import write_report
     from vitreous.spec import InputSpec, ModelSpec, ViTConfig, WeightsSource
@@ -61,6 +62,7 @@ __all__ = [
     "evaluate",
     "predict",
     "Engine",
+    "RayEngine",
     "export_model",
     "inspect",
     "write_report",
@@ -100,6 +102,7 @@ _HOMES = {
     "evaluate": "vitreous.measurement",
     "predict": "vitreous.prediction",
     "Engine": "vitreous.engine",
+    "RayEngine": "vitreous.ray_engine",
     "export_model": "vitreous.export.write",
     "inspect": "vitreous.inspection",
     "write_report": "vitreous.report",

@@ -150,22 +150,12 @@ class Engine:
             "cache_dir": compiled,
         }
         self.runtime: Runtime
+        check_choices(path, precision, backend)
         if not isinstance(path, Run) and find_format(Path(path)):
-            if precision or backend:
-                received = f"precision={precision!r}" if precision else f"backend={backend!r}"
-                raise ConfigError(
-                    f"Cannot predict with {path}. Expected no precision and no backend: an export has its own. "
-                    f"Received: {received}. Export the run in that precision, or pass the run."
-                )
             self.runtime, record = load_runtime(path, **options)
         else:
             run = path if isinstance(path, Run) else load_run(path)
             run.check_has_classes()
-            if precision not in (None, "fp32", "bf16"):
-                raise ConfigError(
-                    f"Cannot predict with {run.path} in {precision}. Expected fp32 or bf16. "
-                    f"Received: precision={precision!r}. Export the run in that precision, and pass the file."
-                )
             why = _why_keras(backend)
             if why is None:
                 file, self._temporary = _find_export(run, precision or "fp32", cache, say)
@@ -260,11 +250,7 @@ class Engine:
             DataError: If a folder holds no images.
             ImageError: If an image cannot be read, without `on_error`; it is named.
         """
-        if top_k < 1:
-            raise ConfigError(
-                f"Cannot name classes. Expected top_k of at least 1. Received: top_k={top_k}. Pass 1 or more."
-            )
-        check_threshold(threshold)
+        check_prediction(top_k, threshold)
         items, total = self._find(images, image_column)
         if skip:
             items = _without(items, Counter(dict(skip)))
@@ -281,7 +267,7 @@ class Engine:
             images = load_images(images, DataConfig(image_column=image_column))
         if isinstance(images, ImageSet):
             found = images
-            return ((_name(found, i), lambda i=i: self._load(found, i)) for i in range(len(found))), len(found)
+            return ((name_of(found, i), lambda i=i: self._load(found, i)) for i in range(len(found))), len(found)
         is_one = isinstance(images, bytes | bytearray)
         if isinstance(images, np.ndarray):  # its rows are no images
             is_one = images.ndim not in (3, 4) or (images.ndim == 3 and images.shape[2] in (1, 3))
@@ -398,13 +384,39 @@ class Engine:
         return Prediction(name, tuple(names[i] for i in best), tuple(float(shares[i]) for i in best), labels, is_sure)
 
 
+def check_choices(path: str | Path | Run, precision: str | None, backend: str | None) -> None:
+    """Raises `ConfigError` if a precision or a backend does not fit an export, or a run."""
+    if not isinstance(path, Run) and find_format(Path(path)):
+        if precision or backend:
+            received = f"precision={precision!r}" if precision else f"backend={backend!r}"
+            raise ConfigError(
+                f"Cannot predict with {path}. Expected no precision and no backend: an export has its own. "
+                f"Received: {received}. Export the run in that precision, or pass the run."
+            )
+    elif precision not in (None, "fp32", "bf16"):
+        name = path.path if isinstance(path, Run) else path
+        raise ConfigError(
+            f"Cannot predict with {name} in {precision}. Expected fp32 or bf16. "
+            f"Received: precision={precision!r}. Export the run in that precision, and pass the file."
+        )
+
+
+def check_prediction(top_k: int, threshold: float | None) -> None:
+    """Raises `ConfigError` unless so many classes can be named, and a threshold is a probability."""
+    if top_k < 1:
+        raise ConfigError(
+            f"Cannot name classes. Expected top_k of at least 1. Received: top_k={top_k}. Pass 1 or more."
+        )
+    check_threshold(threshold)
+
+
 def _fill(images: np.ndarray, size: int) -> np.ndarray:
     """Returns a batch with black images after its own, up to `size`."""
     missing = size - len(images)
     return np.concatenate([images, np.zeros((missing, *images.shape[1:]), "uint8")]) if missing else images
 
 
-def _name(images: ImageSet, index: int) -> Path | str:
+def name_of(images: ImageSet, index: int) -> Path | str:
     """Returns what to call an image: its file if that was named, else its name in the source."""
     name, path = images.names[index], images.path(index)
     return path if path is not None and str(path) == name else name

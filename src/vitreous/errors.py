@@ -11,6 +11,7 @@
     │   └── RunExistsError     (FileExistsError)    a run that would be overwritten
     ├── TrainingError          (RuntimeError)       training that cannot go on
     ├── ExportError            (ValueError)         an export that cannot be read, or does not agree with its model
+    ├── ClusterError           (RuntimeError)       machines that cannot be reached, or do not do their part
     ├── RequestError           (ValueError)         a request that the server refuses, with its HTTP status
     └── MissingDependencyError (ImportError)        an optional package that is not installed
 
@@ -94,6 +95,10 @@ class TrainingError(VitreousError, RuntimeError):
 
 class ExportError(VitreousError, ValueError):
     """An export cannot be written or read, or answers otherwise than the model that it was made from."""
+
+
+class ClusterError(VitreousError, RuntimeError):
+    """Machines of a cluster cannot be reached, or do not do their part."""
 
 
 class RequestError(VitreousError, ValueError):

@@ -18,7 +18,8 @@ def serve(
     """Serve a model: predictions, explanations, and a page to look at them.
 
     A page to try images on lies at the address that is printed, and what programs can ask at /docs. SIGTERM and Ctrl-C
-    let requests in flight finish; SIGHUP loads the model anew. Logs go to standard error: a line of JSON an event.
+    let requests in flight finish; SIGHUP loads the model anew, and reads the certificate again. Logs go to standard
+    error: a line of JSON an event.
 
     Args:
         run: Folder of the run, or a file that `vitreous export` wrote (.onnx, .xml, .tflite), which cannot be

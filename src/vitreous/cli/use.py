@@ -1,10 +1,11 @@
 """Commands that put data and a run to use: classify, look for what is wrong."""
 
+import contextlib
 import hashlib
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -40,6 +41,8 @@ def predict(
     resume: Annotated[bool, Parameter(negative=())] = False,
     precision: Literal["fp32", "bf16"] | None = None,
     backend: Backend | None = None,
+    ray: str | None = None,
+    ray_workers: int | None = None,
 ) -> int:
     """Classify images: the most probable classes of each, with probabilities.
 
@@ -61,6 +64,10 @@ def predict(
         precision: fp32, or bf16 (faster on processors that have it) for a run on a CPU. Default: fp32.
         backend: Keras backend, to run a run on it. Default: OpenVINO on a CPU where it is installed, else
             KERAS_BACKEND, else the fastest backend installed for this hardware.
+        ray: Compute on the machines of a Ray cluster (vitreous[ray]): auto for one that this machine belongs to,
+            HOST:6379 or ray://HOST:10001 for one elsewhere, local for a trial on this machine. Images must lie where
+            all machines see them: the same path, or a URL.
+        ray_workers: Workers on that cluster, at most. Default: as many as it has cores or GPUs for.
     """
     chosen = {"csv": csv_output, "json": json_output, "jsonl": jsonl_output, "parquet": parquet_output}
     formats = [name for name, is_chosen in chosen.items() if is_chosen]
@@ -69,12 +76,18 @@ def predict(
             f"Cannot print two formats. Expected one of --csv, --json, --jsonl and --parquet. Received: "
             f"{'both' if len(formats) == 2 else 'more'}. Pass one of them, or run twice."
         )
+    if ray_workers is not None and ray is None:
+        raise ConfigError(
+            f"Cannot predict. Expected --ray, whose workers --ray-workers limits. Received: ray_workers={ray_workers} "
+            "alone. Pass --ray ADDRESS too."
+        )
     check_output(out)
     from vitreous.calibration import check_threshold
     from vitreous.data import DataConfig, load_images
     from vitreous.data.sources.folders import is_image_name
     from vitreous.engine import Engine
     from vitreous.export.record import find_format
+    from vitreous.ray_engine import RayEngine
     from vitreous.training import load_run
 
     check_threshold(threshold)
@@ -83,11 +96,21 @@ def predict(
     found = load_images(images, DataConfig(image_column=image_column))
     failed: list[tuple[str, str]] = []
     is_each_named = all(os.path.isfile(image) and is_image_name(str(image)) for image in images)
-    engine = Engine(run, precision=precision, backend=backend, on_message=lambda text: print(text, file=sys.stderr))
-    origin: dict[str, object] = {}
+    choices: dict[str, Any] = {
+        "precision": precision,
+        "backend": backend,
+        "on_message": lambda text: print(text, file=sys.stderr),
+    }
+    described: dict[str, object] = {"threshold": threshold, "top_k": top_k}
     if out is not None:
-        origin = {"model": _digest(run), "precision": engine.precision, "threshold": threshold, "top_k": top_k}
+        described["model"] = _digest(run)
+    start: contextlib.AbstractContextManager[Engine | RayEngine]
+    if ray is None:
+        start = contextlib.nullcontext(Engine(run, **choices))
+    else:
+        start = RayEngine(run, address=ray, max_workers=ray_workers, **choices)
     with (
+        start as engine,
         open_answers(
             formats[0] if formats else "text",
             out,
@@ -95,7 +118,7 @@ def predict(
             has_labels=engine.is_multi_label,
             threshold=threshold,
             resume=resume,
-            origin=origin,
+            origin={**described, "precision": engine.precision},
         ) as writer,
         show_progress("images") as on_progress,
     ):

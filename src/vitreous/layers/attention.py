@@ -156,10 +156,24 @@ class SelfAttention(Residual):
         attention_tap: Any = None,
     ) -> Any:
         """Returns `x` plus the attention branch, and the attention weights if asked for."""
-        _, num_tokens, dim = x.shape
         is_looked_at = return_attention or attention_tap is not None
         if not is_looked_at and (branches := self._get_branches(x, rope, training)):
             return self.skip(x, branches.attend(self, x), training)
+        if training and not is_looked_at and self._is_split(rope):
+            from vitreous.layers import jax_parts
+
+            branch = jax_parts.compute(lambda part: self._compose(part, rope, True)[0], x, num_heads=self.num_heads)
+            return self.skip(x, branch, training)
+        is_fused = self._is_fused(training) and not is_looked_at
+        branch, attention = self._compose(x, rope, training, is_fused, attention_tap)
+        x = self.skip(x, branch, training)
+        return (x, attention) if return_attention else x
+
+    def _compose(
+        self, x: Any, rope: Any, training: bool | None, is_fused: bool = False, attention_tap: Any = None
+    ) -> tuple[Any, Any]:
+        """Returns the branch (B * N, D), and the attention weights (B, A, N, N) or None."""
+        _, num_tokens, dim = x.shape
         qkv = self.qkv(self.enter(x))  # (B * N, 3 * D)
         if self.use_split_bias:
             query_bias, value_bias = ops.split(ops.cast(self.query_value_bias, qkv.dtype), 2)
@@ -169,13 +183,9 @@ class SelfAttention(Residual):
             query, key = self._position(qkv[:, :, 0], rope, "query"), self._position(qkv[:, :, 1], rope, "key")
             qkv = ops.stack([query, key, qkv[:, :, 2]], axis=2)
         attention = None
-        if self._is_fused(training) and not is_looked_at:
+        if is_fused:
             query, key, value = (qkv[:, :, i] for i in range(3))  # (B, N, A, D / A)
             heads = ops.dot_product_attention(query, key, value)
-        elif training and not is_looked_at and self._is_split():
-            from vitreous.layers import jax_attention
-
-            heads = jax_attention.attend(qkv)
         else:
             qkv = ops.transpose(qkv, (2, 0, 3, 1, 4))
             query, key, value = qkv[0], qkv[1], qkv[2]  # (B, A, N, D / A)
@@ -188,8 +198,7 @@ class SelfAttention(Residual):
         heads = ops.reshape(heads, (-1, dim))  # (B * N, D)
         if self.use_inner_norm:
             heads = self.inner_norm(heads)
-        x = self.skip(x, self.projection(heads), training)
-        return (x, attention) if return_attention else x
+        return self.projection(heads), attention
 
     def _get_branches(self, x: Any, rope: Any, training: bool | None) -> Any:
         """Returns the module that computes this branch in one operation, or None."""
@@ -198,13 +207,10 @@ class SelfAttention(Residual):
             return None
         return self.get_branches(x, self.qkv, self.projection)
 
-    def _is_split(self) -> bool:
-        """Whether jax trains on a CPU with weights that nothing changes: then a few examples at a time are faster."""
-        if keras.backend.backend() != "jax" or self.use_local_attention or self.attention_dropout_rate:
-            return False
-        from vitreous.layers import jax_attention
-
-        return jax_attention.can_compute() and self.use_fused_attention is None
+    def _is_split(self, rope: Any) -> bool:
+        """Whether a few examples at a time are faster, and give the same: no draws, no tables by example."""
+        is_by_example = rope is not None and len(rope[0].shape) == 3
+        return self.can_split() and not (is_by_example or self.attention_dropout_rate or self.use_fused_attention)
 
     def _position(self, heads: Any, rope: Any, name: str) -> Any:
         """Returns queries or keys (B, N, A, D / A), normalised and rotated as this layer does."""

@@ -5,7 +5,7 @@ from typing import Any, Literal
 import keras
 from keras import ops
 
-from vitreous.layers.attention import SelfAttention
+from vitreous.layers.attention import SelfAttention, has_accelerator
 from vitreous.layers.residual import PACKAGE, Residual, create_norm
 from vitreous.spec import check_minimum, check_types
 
@@ -105,6 +105,14 @@ class MLP(Residual):
             branches = self.get_branches(x, self.hidden, self.output_dense)
             if branches:
                 return self.skip(x, branches.transform(self, x), training)
+        if training and not self.dropout.rate and self.can_split():
+            from vitreous.layers import jax_parts
+
+            return self.skip(x, jax_parts.compute(lambda part: self._compose(part, True), x), training)
+        return self.skip(x, self._compose(x, training), training)
+
+    def _compose(self, x: Any, training: bool | None) -> Any:
+        """Returns the branch (B * N, D)."""
         hidden = self.hidden(self.enter(x))  # (B * N, hidden_dim), or twice that
         if self.is_gated:
             gate, value = ops.split(hidden, 2, axis=-1)
@@ -115,7 +123,7 @@ class MLP(Residual):
             hidden = self.inner_norm(hidden)
         if self.dropout.rate:
             hidden = self.dropout(hidden, training=training)
-        return self.skip(x, self.output_dense(hidden), training)
+        return self.output_dense(hidden)
 
 
 def activate(x: Any, name: Literal["gelu", "gelu_tanh", "quick_gelu", "silu"]) -> Any:
@@ -124,6 +132,8 @@ def activate(x: Any, name: Literal["gelu", "gelu_tanh", "quick_gelu", "silu"]) -
         return ops.silu(x)
     if name == "quick_gelu":
         return x * ops.sigmoid(1.702 * x)
+    if name == "gelu" and keras.backend.backend() == "jax" and x.dtype == "float32" and not has_accelerator():
+        return x * (0.5 + 0.5 * ops.erf(x * 0.5**0.5))  # ops.gelu calls erfc, which takes XLA twice as long on a CPU
     return ops.gelu(x, approximate=name == "gelu_tanh")
 
 

@@ -3,6 +3,7 @@
     settings.py   ServerConfig: addresses, limits, timeouts
     serve.py      serve: from a run or an export to answers, until it is told to stop
     process.py    Process: uvicorn with signals of our own
+    tls.py        certificate and key
     protocol.py   slow and endless headers, slow readers, too many connections: below HTTP
     guard.py      what every request passes: host, token, size, body, logs, security headers
     slots.py      how many requests may wait

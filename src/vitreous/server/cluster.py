@@ -13,7 +13,7 @@ on is the guard's, in every replica.
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitreous.errors import MissingDependencyError
+from vitreous.errors import ConfigError, MissingDependencyError
 from vitreous.server.settings import ServerConfig
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ def create_application(
         backend: Keras backend. Default: as for `Engine`.
 
     Raises:
+        ConfigError: If the configuration has a certificate.
         MissingDependencyError: If Ray Serve is not installed.
     """
     try:
@@ -46,6 +47,11 @@ def create_application(
     except ImportError as error:
         raise MissingDependencyError("ray[serve]", "ray", "The application") from error
     limits = config or ServerConfig()
+    if limits.tls_cert is not None:
+        raise ConfigError(
+            "Cannot serve on Ray. Expected a configuration without a certificate, since Ray's proxy speaks to clients. "
+            f"Received: tls_cert={str(limits.tls_cert)!r}. Give it to Ray's proxy, or to one in front of it."
+        )
     if limits.num_threads is None:
         limits = limits.replace(num_threads=max(1, int(num_cores)))
 

@@ -1,5 +1,6 @@
 """`serve`: from a run or an export to a process that answers until it is told to stop."""
 
+import logging
 import socket
 import time
 from collections.abc import Callable
@@ -7,7 +8,7 @@ from pathlib import Path
 
 from vitreous.errors import ConfigError, MissingDependencyError
 from vitreous.server.logs import log, start_logs
-from vitreous.server.settings import ServerConfig
+from vitreous.server.settings import ServerConfig, is_loopback
 
 
 def serve(
@@ -17,7 +18,8 @@ def serve(
     backend: str | None = None,
     on_ready: Callable[[str], None] | None = None,
 ) -> None:
-    """Serves a model until SIGTERM or SIGINT, which let requests in flight finish. SIGHUP loads the model anew.
+    """Serves a model until SIGTERM or SIGINT, which let requests in flight finish. SIGHUP loads the model anew, and
+    reads the certificate again.
 
     Logs go to standard error, a line of JSON for each event.
 
@@ -40,17 +42,26 @@ def serve(
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise MissingDependencyError(str(error.name), "serve", "The server") from error
-    token = config.read_token()
+    from vitreous.server.tls import create_context
+
+    token, tls = config.read_token(), create_context(config)
     listener = listen(config)  # before the model is loaded: a port that is taken should not cost that time
     try:
         start_logs()
         from vitreous.server.process import Process
         from vitreous.server.service import Service
 
+        if tls is None and not is_loopback(config.host):
+            log(
+                "no TLS",
+                level=logging.WARNING,
+                reason=f"on {config.host}, token and images travel in the clear: pass --tls-cert and --tls-key, or put "
+                "a proxy that speaks HTTPS in front",
+            )
         start = time.perf_counter()
         service = Service(Path(path), config, backend=backend)
         host, port = listener.getsockname()[:2]
-        address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        address = f"http{'s' * (tls is not None)}://{f'[{host}]' if ':' in host else host}:{port}"
 
         def on_started() -> None:
             log(
@@ -62,7 +73,7 @@ def serve(
             if on_ready:
                 on_ready(address)
 
-        Process(service, token=token, on_started=on_started).run(sockets=[listener])
+        Process(service, token=token, tls=tls, on_started=on_started).run(sockets=[listener])
         service.close()
         log("stopped")
     finally:

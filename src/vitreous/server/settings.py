@@ -26,6 +26,9 @@ class ServerConfig(Record):
         token_file: File with the token that requests must show, of 16 characters or more:
             `Authorization: Bearer TOKEN`, or as the password of HTTP basic authentication, which browsers ask for.
             Default: none, for this machine alone.
+        tls_cert: PEM file with the server's certificate and those between it and its root: the server then speaks
+            HTTPS. Default: none; beyond this machine, a proxy that does should then stand in front.
+        tls_key: PEM file with its private key, without a passphrase. Default: the key is in `tls_cert` too.
         allowed_hosts: Names under which the server may be addressed (the Host header). Default: this machine's own
             where it listens on those; any name elsewhere, since a token is needed there.
         name: Name of the model in answers and addresses. Default: that of the run or the file.
@@ -41,7 +44,7 @@ class ServerConfig(Record):
         num_explain_slots: The same for explanations, which are computed one at a time. Default: 4.
         max_connections: Open connections, at most. Default: 1000.
         max_buffered_megabytes: Bodies held in memory, all together, in units of 1,000,000 bytes. Default: 256.
-        header_seconds: Time in which the headers of a request must arrive. Default: 5.
+        header_seconds: Time in which the headers of a request must arrive, and TLS be agreed on. Default: 5.
         body_seconds: Time in which its body must arrive. Default: 10.
         deadline_seconds: Time in which a prediction must be ready, from its slot on. Default: 10.
         explain_seconds: The same for an explanation; the first one loads and compiles the model. Default: 120.
@@ -57,6 +60,8 @@ class ServerConfig(Record):
     host: str = "127.0.0.1"
     port: int = 8000
     token_file: Path = None  # type: ignore[assignment]
+    tls_cert: Path = None  # type: ignore[assignment]
+    tls_key: Path = None  # type: ignore[assignment]
     allowed_hosts: tuple[str, ...] = ()
     name: str = None  # type: ignore[assignment]
     top_k: int = 5
@@ -117,6 +122,15 @@ class ServerConfig(Record):
         check(
             self.name is None or bool(_NAME.fullmatch(self.name)),
             *(what, "a name of letters, digits, '.', '_' and '-'", f"name={self.name!r}", "Pass for example photos."),
+        )
+        check(
+            self.tls_key is None or self.tls_cert is not None,
+            *(
+                what,
+                "the certificate that a key is for",
+                f"tls_key={str(self.tls_key)!r} alone",
+                "Pass --tls-cert too.",
+            ),
         )
         check(
             self.token_file is not None or is_loopback(self.host),

@@ -13,7 +13,8 @@ from vitreous.errors import ConfigError
 from vitreous.layers import Patches, TransformerBlock, take_patches
 from vitreous.model import VisionTransformer
 from vitreous.positions import sincos_positions
-from vitreous.spec import check_rates
+from vitreous.spec import check_minimum, check_rates
+from vitreous.training.recipe import MaskTarget
 
 
 class MaskedAutoencoder(keras.Model):
@@ -22,6 +23,9 @@ class MaskedAutoencoder(keras.Model):
     Args:
         encoder: A built model whose patches tile the image; its head is not used.
         mask_rate: Share of the patches that is hidden, in (0, 1).
+        mask_size: Patches of a side of the squares that are hidden or seen as one; must divide the grid.
+        mask_target: What is predicted: the pixels with the mean and variance of their patch taken out (`"patch"`), or
+            those of the whole image (`"image"`).
         decoder_dim: Width of the decoder's tokens, a multiple of 64.
         num_decoder_blocks: Its blocks.
 
@@ -30,15 +34,16 @@ class MaskedAutoencoder(keras.Model):
         training: Whether patches are drawn anew at each call; else the same ones are hidden at every call.
 
     Returns:
-        (B,) float32: the mean squared error over the pixels of the hidden patches, each patch brought to mean 0 and
-        variance 1.
+        (B,) float32: the mean squared error over the pixels of the hidden patches, where the target has mean 0 and
+        variance 1 in each patch, or in the image.
 
     Raises:
         ConfigError: If patches overlap or leave gaps, or no patch would be left to see or to hide.
 
-    Source: He et al. 2022, https://arxiv.org/abs/2111.06377, section 3 and the normalised pixels of section 4.1.
+    Source: He et al. 2022, https://arxiv.org/abs/2111.06377, section 3; the target `"patch"` is the normalised pixels
+    of section 4.1; squares in place of single patches: Xie et al. 2022, https://arxiv.org/abs/2111.09886 (SimMIM).
     Differences: tokens that are no patches do not enter the decoder; with a stem that looks beyond a patch, hidden
-    patches are black to it.
+    patches are 0 to it, the mean colour.
     """
 
     def __init__(
@@ -46,6 +51,8 @@ class MaskedAutoencoder(keras.Model):
         encoder: VisionTransformer,
         *,
         mask_rate: float = 0.75,
+        mask_size: int = 1,
+        mask_target: MaskTarget = "image",
         decoder_dim: int = 128,
         num_decoder_blocks: int = 2,
         **kwargs: Any,
@@ -53,13 +60,18 @@ class MaskedAutoencoder(keras.Model):
         super().__init__(**kwargs)
         config, policy = encoder.config, self.dtype_policy
         check_rates(mask_rate=mask_rate)
-        num_patches = config.grid_size[0] * config.grid_size[1]
-        self.num_visible = round(num_patches * (1 - mask_rate))
-        if config.patch_strides != config.patch_size or not 0 < self.num_visible < num_patches:
+        check_minimum(1, mask_size=mask_size)
+        rows, columns = config.grid_size
+        num_patches, num_blocks = rows * columns, (rows // mask_size) * (columns // mask_size)
+        self.num_visible = round(num_blocks * (1 - mask_rate)) * mask_size**2
+        is_tiled = config.patch_strides == config.patch_size and not (rows % mask_size or columns % mask_size)
+        if not is_tiled or not 0 < self.num_visible < num_patches:
             raise ConfigError(
-                f"Cannot mask patches of {encoder.name}. Expected patches side by side, some to see and some to hide. "
+                f"Cannot mask patches of {encoder.name}. Expected patches side by side, in whole squares of "
+                "mask_size, some to see and some to hide. "
                 f"Received: patch_size={config.patch_size}, patch_strides={config.patch_strides}, "
-                f"num_patches={num_patches}, mask_rate={mask_rate}. Pass another model or mask_rate."
+                f"grid_size={config.grid_size}, mask_rate={mask_rate}, mask_size={mask_size}. "
+                "Pass another model, mask_rate or mask_size."
             )
         if decoder_dim % 64:
             raise ConfigError(
@@ -68,6 +80,8 @@ class MaskedAutoencoder(keras.Model):
             )
         self.encoder = encoder
         self.mask_rate = mask_rate
+        self.mask_size = mask_size
+        self.mask_target = mask_target
         self.patches = Patches(config.patch_size, dtype="float32", name="target_patches")
         self.decoder_projection = keras.layers.Dense(decoder_dim, dtype=policy, name="decoder_projection")
         self.decoder_blocks = [
@@ -105,10 +119,10 @@ class MaskedAutoencoder(keras.Model):
 
         Returns:
             Two (B, H, W, C) float32, normalised as `images`: hidden patches are 0 in the first, and predicted in the
-            second, with the mean and variance that the true patch has.
+            second, with the mean and variance that the true patch has, or the true image.
         """
         patches, predicted, _, is_hidden = self._predict(images, False)
-        mean, deviation = _moments(patches)
+        mean, deviation = self._moments(patches)
         hidden = is_hidden[:, :, None]
         filled = patches * (1 - hidden) + (predicted * deviation + mean) * hidden
         size = self.encoder.config.image_size
@@ -119,9 +133,12 @@ class MaskedAutoencoder(keras.Model):
         config = self.encoder.config
         images = ops.cast(images, "float32")
         patches = self.patches(images)
-        count, batch = patches.shape[1], ops.shape(images)[0]
-        noise = keras.random.uniform((batch, count), seed=self.seed_generator if training else 0)
-        order = ops.argsort(noise, axis=1)
+        count, size = patches.shape[1], self.mask_size
+        rows, columns = (side // size for side in config.grid_size)
+        seed = self.seed_generator if training else 0
+        noise = keras.random.uniform((ops.shape(images)[0], rows, columns), seed=seed)
+        noise = ops.repeat(ops.repeat(noise, size, axis=1), size, axis=2)
+        order = ops.argsort(ops.reshape(noise, (-1, count)), axis=1)
         places = ops.argsort(order, axis=1)  # where each patch stands in that order
         visible = order[:, : self.num_visible]
         is_hidden = ops.cast(places >= self.num_visible, "float32")  # (B, N)
@@ -138,13 +155,14 @@ class MaskedAutoencoder(keras.Model):
         x = ops.take_along_axis(x, places[:, :, None], axis=1) + ops.cast(self.positions, x.dtype)
         for block in self.decoder_blocks:
             x = block(x, training=training)
-        mean, deviation = _moments(patches)
+        mean, deviation = self._moments(patches)
         return patches, self.decoder_pixels(self.decoder_norm(x)), (patches - mean) / deviation, is_hidden
 
-
-def _moments(patches: Any) -> tuple[Any, Any]:
-    mean = ops.mean(patches, axis=-1, keepdims=True)
-    return mean, ops.sqrt(ops.var(patches, axis=-1, keepdims=True) + 1e-6)
+    def _moments(self, patches: Any) -> tuple[Any, Any]:
+        """Returns the mean and the standard deviation that the target is without, broadcast over patches."""
+        axes = -1 if self.mask_target == "patch" else (1, 2)
+        mean = ops.mean(patches, axis=axes, keepdims=True)
+        return mean, ops.sqrt(ops.var(patches, axis=axes, keepdims=True) + 1e-6)
 
 
 def reconstruction_loss(errors: Any, labels: Any, mask: Any) -> tuple[Any, Any, Any]:

@@ -5,6 +5,7 @@ import importlib
 import platform
 import shlex
 import sys
+import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -55,9 +56,20 @@ def is_rate_given(changes: Mapping[str, Any]) -> bool:
 
 
 def settle_recipe(
-    recipe: str | Path | Recipe | None, dataset: Dataset, changes: Mapping[str, Any]
+    recipe: str | Path | Recipe | None,
+    dataset: Dataset,
+    changes: Mapping[str, Any],
+    *,
+    pretrained: str | Path | None = None,
 ) -> tuple[str, Recipe]:
-    """Returns the recipe's name and the recipe with all changes in it."""
+    """Returns the recipe's name and the recipe with all changes in it.
+
+    Without a recipe: `finetune` for weights to start from that know classes; else the one that suits the data, also for
+    an encoder that `pretrain` left, since all that classes need has still to be learnt.
+    """
+    is_from_encoder = recipe is None and pretrained is not None and _is_encoder(pretrained)
+    if recipe is None and pretrained is not None and not is_from_encoder:
+        recipe = "finetune"
     if isinstance(recipe, Recipe):
         name, base = "(from Python)", recipe
     else:
@@ -65,10 +77,23 @@ def settle_recipe(
         known = dataset.name if dataset.root is None else ""
         name = str(recipe or choose_recipe(known, _median_side(train_images), len(train_images)))
         base = load_recipe(recipe or name)
+    if is_from_encoder:
+        base = dataclasses.replace(base, architecture={})  # the model is that of the weights
     changes = {key: value for key, value in changes.items() if value is not None}
     if "model" in changes and changes["model"] != base.model and "image_size" not in changes:
         changes["image_size"] = None  # the recipe's size was meant for the recipe's model
     return name, base.merge(changes)
+
+
+def _is_encoder(source: str | Path) -> bool:
+    """Whether weights are those of a run of `pretrain`."""
+    path = Path(source) / "config.toml"
+    if not path.is_file():
+        return False
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8")).get("task") == "pretrain"
+    except (OSError, ValueError):
+        return False  # reading the weights themselves says what is wrong
 
 
 def fit_to_images(recipe: Recipe, num_images: int, layout: Layout | None = None) -> Recipe:

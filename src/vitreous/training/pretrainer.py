@@ -59,7 +59,6 @@ _MOST_VALIDATED = 2000  # images
 # What a recipe for labels would do worse here: large crops keep what has to be filled in.
 _CHANGES: dict[str, Any] = {
     "optimizer": {
-        "learning_rate": 1e-3,
         "label_smoothing": 0.0,
         "layer_decay": 1.0,
         "trained": "all",
@@ -388,8 +387,8 @@ def _readme(path: Path, config: dict[str, Any], metrics: dict[str, Any], history
         f"# {path.name}",
         "",
         f"{config['model']['name']}, an encoder pretrained on {config['data']['num_images']['train']:,} images of "
-        f"{config['data']['name']} without labels{loss}: the mean squared error on hidden patches, each brought to "
-        "mean 0 and variance 1; an answer of nothing but the mean has 1.",
+        f"{config['data']['name']} without labels{loss}: the mean squared error on hidden patches, each "
+        f"{config['masked']['mask_target']} brought to mean 0 and variance 1; an answer of nothing but the mean has 1.",
         "",
         f"{metrics['num_images_seen']:,} images seen in {history.seconds:.0f} s, seed {config['seed']}"
         + (", interrupted." if history.is_interrupted else "."),

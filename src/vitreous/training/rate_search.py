@@ -137,7 +137,7 @@ def find_learning_rate(
     reporter = reporter or Reporter()
     split, changes = split_options(data, seed, changes)
     dataset = data if isinstance(data, Dataset) else load_dataset(data, **split)
-    name, settled = settle_recipe(recipe or ("finetune" if pretrained else None), dataset, changes)
+    name, settled = settle_recipe(recipe, dataset, changes, pretrained=pretrained)
     check_start(settled, changes, has_weights=pretrained is not None, has_teacher=False)
     num_classes, weights = len(dataset.class_names), None
     if pretrained is None:

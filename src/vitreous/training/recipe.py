@@ -28,6 +28,7 @@ OPTIMIZER_NOT_PRETRAINED = (
 Balance = Literal["none", "weights", "sampling", "logits"]
 LossName = Literal["cross_entropy", "binary", "focal", "asymmetric"]
 OnNan = Literal["stop", "back"]
+MaskTarget = Literal["image", "patch"]
 
 _FEW_IMAGES = 5_000  # below, shifts and flips alone let a model learn its images by heart
 _FEW_BAD = 3  # unreadable images that are no reason to stop, however few images there are
@@ -149,11 +150,16 @@ class MaskedConfig(Record):
 
     Args:
         mask_rate: Share of the patches that is hidden, in (0, 1).
+        mask_size: Patches of a side of the squares that are hidden or seen as one; must divide the grid of patches.
+        mask_target: What is predicted: pixels, with the mean and variance of the whole image taken out (image), or
+            those of each patch (patch; for large patches: of small ones, it leaves little but noise).
         decoder_dim: Width of the decoder, a multiple of 64.
         num_decoder_blocks: Its blocks.
     """
 
     mask_rate: float = 0.75
+    mask_size: int = 1
+    mask_target: MaskTarget = "image"
     decoder_dim: int = 128
     num_decoder_blocks: int = 2
 

@@ -188,6 +188,8 @@ class Step:
                 f"Received: batch_size={len(batch.images)}, num_parts={self.num_parts}. Pass another of the two."
             )
         arrays = batch.images, batch.labels, batch.mask.astype("float32")
+        if self.num_parts == 1:
+            return [arrays]
         return list(zip(*(np.split(array, self.num_parts) for array in arrays), strict=True))
 
     def forward(self, images: Any, labels: Any, mask: Any, *answers: Any) -> tuple[Any, Any, Any]:
@@ -260,6 +262,10 @@ class JaxStep(Step):
             average = [a + (1 - decay) * (w - a) for a, w in zip(average, merged, strict=True)]
             return (weights, other, slots, average), total / weight, correct
 
+        def stack(arrays: Any) -> Any:  # (num_parts, B / num_parts, ...); what lies on the device already stays there
+            return arrays if self.num_parts == 1 and isinstance(arrays[0], jax.Array) else np.stack(arrays)
+
+        self.stack = stack
         known = (teacher.model.trainable_variables, teacher.model.non_trainable_variables) if teacher else ()
         if self.layout.is_spread:
             self.specs = self._specs()
@@ -313,7 +319,7 @@ class JaxStep(Step):
         self, batch: Batch, *, learning_rate: float, decay: float, body_rate: float | None = None
     ) -> tuple[Any, Any]:
         """Trains on one batch."""
-        parts = [np.stack(arrays) for arrays in zip(*self.split(batch), strict=True)]  # (num_parts, B / num_parts, ...)
+        parts = [self.stack(arrays) for arrays in zip(*self.split(batch), strict=True)]
         if self.layout.is_spread:
             parts = [self.layout.place_rows(part, axis=1) for part in parts]
         rates = [np.float32(learning_rate if rate is None else rate) for rate in (learning_rate, body_rate)]

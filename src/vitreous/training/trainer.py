@@ -86,7 +86,8 @@ def train(
         data: A source as for `load_dataset`: a folder with one folder a class (with or without train/ and val/ or
             test/ above them), a table, a built-in name such as `"digits"`; or a loaded `Dataset`.
         out: Where the run goes. Default: the first free `runs/DATA-N`.
-        recipe: A recipe, its name, or a TOML file. Default: chosen from the data.
+        recipe: A recipe, its name, or a TOML file. Default: chosen from the data; `finetune` from weights that know
+            classes already.
         pretrained: Weights to start from, as `import_weights` takes them: a local file or folder, `timm/NAME.TAG`,
             `hf:OWNER/NAME`. The model and its input are theirs; the head is fresh. Default: random weights.
         teacher: A trained model to learn from beside the labels, as `recipe.distillation` says: a run folder, or what
@@ -155,7 +156,7 @@ def _prepare(
     split, changes = split_options(data, seed, changes)
     is_auto, changes = take_auto_batch(changes)
     dataset = data if isinstance(data, Dataset) else load_dataset(data, **split)
-    recipe_name, settled = settle_recipe(recipe or ("finetune" if pretrained else None), dataset, changes)
+    recipe_name, settled = settle_recipe(recipe, dataset, changes, pretrained=pretrained)
     check_start(settled, changes, has_weights=pretrained is not None, has_teacher=teacher is not None)
     if pretrained is None:
         spec, weights = random_start(settled, len(dataset.class_names)), None

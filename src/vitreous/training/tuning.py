@@ -154,7 +154,7 @@ def tune(
             f"Received: splits {', '.join(dataset.splits)}. Pass a val_fraction above 0."
         )
     changes = {key: value for key, value in changes.items() if value is not None and key not in ("epochs", "time")}
-    recipe_name, base = settle_recipe(recipe or ("finetune" if pretrained else None), dataset, changes)
+    recipe_name, base = settle_recipe(recipe, dataset, changes, pretrained=pretrained)
     check_start(base, changes, has_weights=pretrained is not None, has_teacher=False)
     space = search_space(base, changes)
     splits = {name: dataset.splits[name] for name in ("train", "val")}
