@@ -53,7 +53,8 @@ class DistributionConfig(Record):
             Kubernetes or Open MPI say.
         num_processes: How many processes train together, with --coordinator HOST:PORT.
         process_id: Which of them this is, from 0, with --coordinator HOST:PORT. The first one writes the run.
-        ray: Address of the Ray cluster that this machine belongs to: auto, or HOST:PORT; or local, which starts one here.
+        ray: Address of the Ray cluster that this machine belongs to: auto, or HOST:PORT; or local, which starts one
+            here.
         num_workers: Processes that Ray starts and watches, with --ray; all begin again from the last checkpoint when
             one dies. Default: 1.
         gpus_per_worker: GPUs for each of them, with --ray. Default: none.
