@@ -38,8 +38,7 @@ from vitreous.cli.options import (
 )
 from vitreous.cli.printing import metrics_line
 from vitreous.errors import ConfigError
-from vitreous.training.distribute import DistributionConfig
-from vitreous.training.recipe import MaskedConfig
+from vitreous.training.recipe import DistributionConfig, MaskedConfig
 
 if typing.TYPE_CHECKING:
     from vitreous.training.folds import CrossValidation

@@ -23,7 +23,7 @@ from vitreous.training.batch_search import find_batch_size, scale_learning_rate
 from vitreous.training.card import describe_results
 from vitreous.training.checkpoint import Checkpoints
 from vitreous.training.distillation import DistillationLoss, load_teacher
-from vitreous.training.distribute import Devices, Layout, Parallel, create_layout
+from vitreous.training.distribute import Layout, create_layout
 from vitreous.training.fit import History, Interrupt, fit
 from vitreous.training.losses import Loss
 from vitreous.training.optimizer import create_optimizer
@@ -46,7 +46,7 @@ from vitreous.training.planning import (
     without_none,
 )
 from vitreous.training.progress import Reporter
-from vitreous.training.recipe import Recipe
+from vitreous.training.recipe import Devices, Parallel, Recipe
 from vitreous.training.results import create_evaluate, draw_run, evaluation_loader, measure_run
 from vitreous.training.resume import (
     batch_of,
