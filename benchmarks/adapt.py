@@ -117,8 +117,8 @@ def measure_pretraining(arguments: argparse.Namespace, folder: Path) -> list[dic
     long, short = lengths(arguments)
     unlabelled = Dataset(name="unlabelled", root=None, class_names=(), splits={"train": images.take(np.sort(rest))})
     base = pretrain(unlabelled, out=folder / "base", **long)
-    seen, loss = base.metrics["num_images_seen"], base.metrics["val_loss"]
-    print(f"pretrained on {len(rest):,} images, {seen:,} seen; loss on held-out images {loss:.3f}", flush=True)
+    names = ("num_images_seen", "val_loss", "train_seconds")
+    print(json.dumps({"pretrained_on": len(rest), **{name: base.metrics[name] for name in names}}), flush=True)
     splits = {"train": images.take(few), "test": data.splits["test"]}
     labelled = Dataset(name="few", root=None, class_names=data.class_names, splits=splits)
 

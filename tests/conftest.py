@@ -34,7 +34,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [_SOURCE, os.environ.get
 def pytest_runtest_setup():
     """Keeps Keras from importing TensorFlow to save a model on another backend, as the command line does: seconds."""
     if "keras" in sys.modules and os.environ["KERAS_BACKEND"] != "tensorflow":
-        from vitreous.cli.options import keep_tensorflow_out
+        from vitreous.backend import keep_tensorflow_out
 
         keep_tensorflow_out()
 

@@ -1,11 +1,14 @@
 """Several devices and several processes train as one does. Both are simulated here: XLA cuts this CPU into devices."""
 
+import contextlib
 import csv
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import keras
@@ -87,7 +90,7 @@ def start(code, *arguments, num_devices=1):
 
 
 def finish(process, code=0):
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == code, err[-3000:]
     return out, err
 
@@ -333,3 +336,39 @@ def test_command_line_refuses_what_ray_cannot(call, folder, tmp_path):
     code, _, err = call("train", folder, "--num-processes", 2, "--out", tmp_path / "run")
     assert code == 2 and "Pass --coordinator HOST:PORT --num-processes N --process-id I" in err
     assert not list(Path(tmp_path).iterdir())
+
+
+@pytest.mark.skipif("VITREOUS_TEST_RAY" not in os.environ, reason="takes minutes: VITREOUS_TEST_RAY=1 runs it")
+def test_a_worker_that_is_killed_under_ray_takes_nothing_along(folder, tmp_path):
+    pytest.importorskip("ray")
+    options = {**OPTIONS, "epochs": 60}
+    alone = vitreous.train(folder, out=tmp_path / "alone", **options)
+    words = ["--model", options["model"], "--image-size", "8", "--batch-size", "8", "--epochs", "60", "--no-report"]
+    for name, value in options["architecture"].items():
+        words += [f"--architecture.{name.replace('_', '-')}", str(value)]
+    words += ["--checkpoint-every", "20 steps", "--ray", "local", "--num-workers", "2"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vitreous", "train", str(folder), "--out", str(tmp_path / "run"), *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+    def is_ours(pid):
+        while pid > 1 and pid != process.pid:
+            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])  # the parent
+        return pid == process.pid
+
+    def workers():
+        for path in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if b"RayTrainWorker" in (path / "cmdline").read_bytes() and is_ours(int(path.name)):
+                    yield int(path.name)
+
+    while process.poll() is None and not list((tmp_path / ".run.partial" / "checkpoints").glob("0*")):
+        time.sleep(0.1)
+    os.kill(max(workers()), signal.SIGKILL)
+    said, _ = process.communicate(timeout=900)
+    assert process.returncode == 0 and "Resumed  at step" in said, said[-3000:]
+    assert_alike(vitreous.load_run(tmp_path / "run"), alone)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["alone", "run"]

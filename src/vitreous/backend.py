@@ -121,6 +121,16 @@ def use_compile_cache() -> Path | None:
     return folder
 
 
+def keep_tensorflow_out() -> None:
+    """Tells Keras that there is no TensorFlow, which it else imports to save a model on any backend: log lines, and
+    seconds.
+    """
+    from keras.src.utils import module_utils
+
+    if "tensorflow" not in sys.modules and hasattr(module_utils, "tensorflow"):
+        module_utils.tensorflow._available = False
+
+
 def _choose(requested: str | None) -> tuple[str, str]:
     if requested:
         return requested, "asked for"

@@ -146,7 +146,7 @@ def _describe(hint: Any) -> str:
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Literal:
         *names, last = map(repr, arguments)
-        return f"{', '.join(names)} or {last}"
+        return f"{', '.join(names)} or {last}" if names else last
     if origin in (Union, UnionType):
         return ", or ".join(map(_describe, arguments))
     if origin is tuple:

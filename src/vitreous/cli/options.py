@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
-from vitreous.backend import select_backend
+from vitreous.backend import keep_tensorflow_out, select_backend
 from vitreous.errors import ConfigError
 from vitreous.server.settings import ServerConfig
 from vitreous.spec import AugmentConfig, DataConfig, ViTConfig
@@ -174,13 +174,3 @@ def start_devices(options: DistributionOptions | None, backend: str | None) -> D
 
         join_processes(config.coordinator, num_processes=config.num_processes, process_id=config.process_id)
     return config
-
-
-def keep_tensorflow_out() -> None:
-    """Tells Keras that there is no TensorFlow, which it else imports to save a model on any backend: log lines, and
-    seconds.
-    """
-    from keras.src.utils import module_utils
-
-    if "tensorflow" not in sys.modules and hasattr(module_utils, "tensorflow"):
-        module_utils.tensorflow._available = False

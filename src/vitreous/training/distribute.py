@@ -53,7 +53,8 @@ class DistributionConfig(Record):
             Kubernetes or Open MPI say.
         num_processes: How many processes train together, with --coordinator HOST:PORT.
         process_id: Which of them this is, from 0, with --coordinator HOST:PORT. The first one writes the run.
-        ray: Address of a Ray cluster to train on: auto, HOST:PORT, ray://HOST:10001; or local, which starts one here.
+        ray: Address of the Ray cluster that this machine belongs to: auto, or HOST:PORT; or local, which starts one
+            here.
         num_workers: Processes that Ray starts and watches, with --ray; all begin again from the last checkpoint when
             one dies. Default: 1.
         gpus_per_worker: GPUs for each of them, with --ray. Default: none.
@@ -232,9 +233,9 @@ class Layout:
         return jax.make_array_from_process_local_data(self.sharding(spec), rows)
 
     def gather(self, array: Any) -> np.ndarray:
-        """Returns a whole array from where it lies; all processes must ask for it."""
+        """Returns a copy of a whole array from where it lies; all processes must ask for it."""
         if not self.is_spread or array.is_fully_addressable or array.is_fully_replicated:
-            return np.asarray(array)
+            return np.array(array)
         from jax.experimental.multihost_utils import process_allgather
 
         return np.asarray(process_allgather(array, tiled=True))

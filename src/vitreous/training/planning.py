@@ -149,7 +149,7 @@ def training_loader(
     )
 
 
-def share_of(layout: Layout) -> dict[str, int]:
+def share_of(layout: Layout) -> dict[str, Any]:
     """Returns which rows of a batch a `Loader` makes in this process."""
     return {"process_index": layout.process_index, "num_processes": layout.num_processes}
 

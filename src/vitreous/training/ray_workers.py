@@ -146,7 +146,7 @@ def _work(settings: dict[str, Any]) -> None:
 
         if not jax.distributed.is_initialized():  # with GPUs, Ray has done it
             join_processes(str(address), num_processes=count, process_id=rank)
-    from vitreous.cli.options import keep_tensorflow_out
+    from vitreous.backend import keep_tensorflow_out
     from vitreous.training.pretrainer import pretrain
     from vitreous.training.recipe import MaskedConfig
     from vitreous.training.trainer import train

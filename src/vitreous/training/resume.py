@@ -277,8 +277,8 @@ def _check_same(path: Path, old: dict[str, Any], new: dict[str, Any], reporter: 
             f"Received: {key}={str(now.get(key))[:12]}: other weights lie at {before['teacher']}. "
             f"Restore them, {remedy}"
         )
-    found = ("versions.", key, "distribution.", "data.num_images.", "data.class_names", "data.fingerprint")
-    found += ("data.split.seed",)
+    data = ("data.num_images.", "data.class_names", "data.fingerprint", "data.split.seed")
+    found = ("versions.", "distribution.", key, *data)
     names = [name for name in differing if name not in _NOT_OPTIONS and not name.startswith(found)]
     if names:
         more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
@@ -286,7 +286,7 @@ def _check_same(path: Path, old: dict[str, Any], new: dict[str, Any], reporter: 
             f"{what} Expected the options that it began with: {_say(names, before)}. "
             f"Received: {_say(names, now)}{more}. Give the same ones, {remedy}"
         )
-    for prefix, what in (("versions.", "with other versions"), ("distribution.", "on other devices")):
+    for prefix, how in (("versions.", "with other versions"), ("distribution.", "on other devices")):
         changed = [
             f"{name.removeprefix(prefix)} {before.get(name)}, now {now.get(name)}"
             for name in differing
@@ -294,7 +294,7 @@ def _check_same(path: Path, old: dict[str, Any], new: dict[str, Any], reporter: 
         ]
         if changed:
             reporter.warn(
-                f"The run was begun {what} ({'; '.join(changed)}): its numbers may come out a little different."
+                f"The run was begun {how} ({'; '.join(changed)}): its numbers may come out a little different."
             )
 
 

@@ -130,6 +130,8 @@ class Step:
 
     def get_average(self) -> list[np.ndarray]:
         """Returns the averaged weights as of the last `synchronize`, whole, as `average.get_weights()` has them."""
+        if not self.layout.is_spread:
+            return self.average.get_weights()
         return [self.layout.gather(variable.value) for variable in self.average.weights]
 
     def finish(self) -> None:
@@ -141,9 +143,6 @@ class Step:
     def snapshot(self) -> dict[str, Any]:
         """Returns all that training has changed, by name: arrays that the next steps leave alone."""
         self.synchronize()
-        if self.layout.num_processes > 1:  # what lies with others is asked for here; the first process keeps it
-            gathered = {name: self.layout.gather(variable.value) for name, variable in self._named().items()}
-            return gathered if self.layout.is_first else {}
         if keras.backend.backend() == "jax":  # jax never writes into an array; reading it may wait for later
             return {name: variable.value for name, variable in self._named().items()}
         return {name: np.array(ops.convert_to_numpy(variable.value)) for name, variable in self._named().items()}
@@ -264,7 +263,8 @@ class JaxStep(Step):
             return (weights, other, slots, average), total / weight, correct
 
         def stack(arrays: Any) -> Any:  # (num_parts, B / num_parts, ...); what lies on the device already stays there
-            return arrays if self.num_parts == 1 and isinstance(arrays[0], jax.Array) else np.stack(arrays)
+            stays = isinstance(arrays[0], jax.Array) and self.num_parts == 1 and not self.layout.is_spread
+            return arrays if stays else np.stack(arrays)
 
         self.stack = stack
         known = (teacher.model.trainable_variables, teacher.model.non_trainable_variables) if teacher else ()
@@ -306,6 +306,7 @@ class JaxStep(Step):
         for variable in self.average.non_trainable_variables:  # predictions read them where they are
             value = layout.gather(variable.value)
             variable.assign(layout.place(value, layout.spec(variable.path, value.shape)))
+        self.synchronize()  # no device is left with a second copy, and a whole one
 
     def _variables(self) -> tuple[list[Any], ...]:
         return (
@@ -327,13 +328,29 @@ class JaxStep(Step):
         return loss, correct
 
     def synchronize(self) -> None:
-        """Copies the state into the Keras variables."""
+        """Copies the state into the Keras variables; on several devices, lends it to them until the next step."""
         import jax
 
-        state = self.copy(self.state) if self.layout.is_spread else jax.tree.map(jax.numpy.array, self.state)
+        state = self.state if self.layout.is_spread else jax.tree.map(jax.numpy.array, self.state)
         for variables, values in zip(self._variables(), state, strict=True):
             for variable, value in zip(variables, values, strict=True):
                 variable.assign(value)
+
+    def snapshot(self) -> dict[str, Any]:
+        """Returns all that training has changed, as for `Step`."""
+        layout = self.layout
+        if not layout.is_spread:
+            return super().snapshot()
+        if layout.num_processes > 1:  # what lies with others is asked for here; the first process keeps it
+            self.synchronize()
+            gathered = {name: layout.gather(variable.value) for name, variable in self._named().items()}
+            return gathered if layout.is_first else {}
+        copies = {
+            id(variable): value
+            for variables, values in zip(self._variables(), self.copy(self.state), strict=True)
+            for variable, value in zip(variables, values, strict=True)
+        }
+        return {name: copies.get(id(variable), variable.value) for name, variable in self._named().items()}
 
 
 class TorchStep(Step):
