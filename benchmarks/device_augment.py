@@ -256,6 +256,8 @@ class DeviceLoader:
                 "Cannot change images on the device. Expected shifts, flips, the policy none or trivial, and mixing. "
                 f"Received: crop_scale={config.crop_scale}, policy={config.policy!r}, {unknown}. Turn these off."
             )
+        self.broken: dict[str, str] = {}  # all images have been read
+        self.num_replaced = 0
         self.image_size = images.shape[1:3]
         self.labels = labels
         self.batch_size = min(batch_size, len(images))

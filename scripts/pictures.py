@@ -95,32 +95,32 @@ class Studio:
         page = self.folder / "inspect.html"
         self.call("inspect", self.data, "--html", page)
         with self.photograph(page, width=1120, height=1640) as shoot:
-            shoot("inspect", False)
+            shoot("inspect")
 
     def report(self) -> None:
         """report.png."""
         page = self.folder / "report.html"
         self.call("report", self.run, "--robustness", "--max-images", 100, "--out", page)
         with self.photograph(page, width=870, height=1102) as shoot:
-            shoot("report", False)
+            shoot("report")
 
     def page(self) -> None:
         """page.png, page-dark.png, page-phone.png."""
         page = self.folder / "page.html"
         self.call("explain", self.run, self.horse, "--html", page)
-        with self.photograph(page, width=1100, height=900, point="#map") as shoot:
-            shoot("page", True)
+        with self.photograph(page, width=1100, height=1990, point="#map") as shoot:
+            shoot("page")
         dark = {"width": 1100, "height": 1350, "scheme": "dark", "press": "[value=relevance] + span"}
         with self.photograph(page, **dark) as shoot:
-            shoot("page-dark", False)
+            shoot("page-dark")
         phone = {"width": 360, "height": 780, "press": "[value=positions] + span", "point": "#map"}
         with self.photograph(page, **phone) as shoot:
-            shoot("page-phone", False)
+            shoot("page-phone")
 
     @contextlib.contextmanager
     def photograph(
         self, page: Path, *, width: int, height: int, scheme: str = "light", press: str = "", point: str = ""
-    ) -> Iterator[Callable[[str, bool], None]]:
+    ) -> Iterator[Callable[[str], None]]:
         """Opens a page, presses a button and points at an element; yields what takes a picture of it by its name."""
         from browser import Browser, find_chromium
         from PIL import Image
@@ -134,8 +134,8 @@ class Studio:
             if point:
                 tab.hover(point, 0.55, 0.4)
 
-            def shoot(name: str, is_whole: bool) -> None:
-                path = tab.screenshot(IMAGES / f"{name}.png", is_whole=is_whole)
+            def shoot(name: str) -> None:
+                path = tab.screenshot(IMAGES / f"{name}.png")
                 Image.open(path).convert("RGB").quantize(256).save(path, optimize=True)
 
             yield shoot
