@@ -18,7 +18,8 @@ from PIL import Image
 
 import vitreous
 from vitreous.errors import ConfigError, MissingDependencyError
-from vitreous.training.distribute import DistributionConfig, Layout, create_layout, join_processes
+from vitreous.training.devices import DistributionConfig
+from vitreous.training.distribute import Layout, create_layout, join_processes
 from vitreous.training.ray_workers import train_on_ray
 
 OPTIONS = {

@@ -22,7 +22,8 @@ from vitreous.registry import count_parameters, get_spec
 from vitreous.spec import InputSpec, ModelSpec
 from vitreous.training.batch_search import find_batch_size, scale_learning_rate
 from vitreous.training.checkpoint import Checkpoints
-from vitreous.training.distribute import Devices, Layout, Parallel, create_layout
+from vitreous.training.devices import Devices, Parallel
+from vitreous.training.distribute import Layout, create_layout
 from vitreous.training.fit import Evaluation, History, Interrupt, fit
 from vitreous.training.masked import MaskedAutoencoder, reconstruction_loss
 from vitreous.training.optimizer import Optimizer

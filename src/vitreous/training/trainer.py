@@ -22,8 +22,9 @@ from vitreous.spec import ModelSpec
 from vitreous.training.batch_search import find_batch_size, scale_learning_rate
 from vitreous.training.card import describe_results
 from vitreous.training.checkpoint import Checkpoints
+from vitreous.training.devices import Devices, Parallel
 from vitreous.training.distillation import DistillationLoss, load_teacher
-from vitreous.training.distribute import Devices, Layout, Parallel, create_layout
+from vitreous.training.distribute import Layout, create_layout
 from vitreous.training.fit import History, Interrupt, fit
 from vitreous.training.losses import Loss
 from vitreous.training.optimizer import create_optimizer
