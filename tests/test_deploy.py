@@ -11,7 +11,7 @@ import yaml
 
 from vitreous.cli import app
 from vitreous.server import ServerConfig
-from vitreous.training.distribute import DistributionConfig
+from vitreous.training.devices import DistributionConfig
 from vitreous.training.fit import Terminated
 
 ROOT = Path(__file__).parents[1]
