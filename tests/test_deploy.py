@@ -11,8 +11,8 @@ import yaml
 
 from vitreous.cli import app
 from vitreous.server import ServerConfig
+from vitreous.training.devices import DistributionConfig
 from vitreous.training.fit import Terminated
-from vitreous.training.recipe import DistributionConfig
 
 ROOT = Path(__file__).parents[1]
 MANIFESTS = {path.name: yaml.safe_load(path.read_text()) for path in (ROOT / "deploy/kubernetes").glob("*.yaml")}

@@ -18,9 +18,9 @@ from PIL import Image
 
 import vitreous
 from vitreous.errors import ConfigError, MissingDependencyError
+from vitreous.training.devices import DistributionConfig
 from vitreous.training.distribute import Layout, create_layout, join_processes
 from vitreous.training.ray_workers import train_on_ray
-from vitreous.training.recipe import DistributionConfig
 
 OPTIONS = {
     "model": "vit_pico_patch2_8",

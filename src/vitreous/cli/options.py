@@ -13,12 +13,12 @@ from vitreous.backend import keep_tensorflow_out, select_backend
 from vitreous.errors import ConfigError
 from vitreous.server.settings import ServerConfig
 from vitreous.spec import AugmentConfig, DataConfig, ViTConfig
+from vitreous.training.devices import DistributionConfig
 from vitreous.training.recipe import (
     NOT_ARCHITECTURE,
     NOT_PRETRAINED,
     OPTIMIZER_NOT_PRETRAINED,
     DistillationConfig,
-    DistributionConfig,
     MaskedConfig,
     OptimizerConfig,
     Recipe,

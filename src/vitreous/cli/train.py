@@ -38,7 +38,8 @@ from vitreous.cli.options import (
 )
 from vitreous.cli.printing import metrics_line
 from vitreous.errors import ConfigError
-from vitreous.training.recipe import DistributionConfig, MaskedConfig
+from vitreous.training.devices import DistributionConfig
+from vitreous.training.recipe import MaskedConfig
 
 if typing.TYPE_CHECKING:
     from vitreous.training.folds import CrossValidation

@@ -24,7 +24,7 @@ import numpy as np
 
 from vitreous.errors import ConfigError, TrainingError
 from vitreous.spec import InputSpec, check
-from vitreous.training.recipe import Devices, Parallel
+from vitreous.training.devices import Devices, Parallel
 
 if TYPE_CHECKING:
     from vitreous.data import Loader

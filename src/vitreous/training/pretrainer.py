@@ -22,6 +22,7 @@ from vitreous.registry import count_parameters, get_spec
 from vitreous.spec import InputSpec, ModelSpec
 from vitreous.training.batch_search import find_batch_size, scale_learning_rate
 from vitreous.training.checkpoint import Checkpoints
+from vitreous.training.devices import Devices, Parallel
 from vitreous.training.distribute import Layout, create_layout
 from vitreous.training.fit import Evaluation, History, Interrupt, fit
 from vitreous.training.masked import MaskedAutoencoder, reconstruction_loss
@@ -41,7 +42,7 @@ from vitreous.training.planning import (
     without_none,
 )
 from vitreous.training.progress import Reporter
-from vitreous.training.recipe import NOT_PRETRAINED, OPTIMIZER_NOT_PRETRAINED, Devices, MaskedConfig, Parallel, Recipe
+from vitreous.training.recipe import NOT_PRETRAINED, OPTIMIZER_NOT_PRETRAINED, MaskedConfig, Recipe
 from vitreous.training.results import draw_run, evaluation_loader
 from vitreous.training.resume import (
     batch_of,

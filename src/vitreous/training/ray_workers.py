@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vitreous.errors import ConfigError, MissingDependencyError, TrainingError
+from vitreous.training.devices import DistributionConfig
 from vitreous.training.distribute import join_processes
 from vitreous.training.progress import LineReporter, Reporter
-from vitreous.training.recipe import DistributionConfig
 from vitreous.training.resume import describe_call
 from vitreous.training.run import Run, RunWriter, load_run
 

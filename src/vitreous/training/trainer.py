@@ -22,6 +22,7 @@ from vitreous.spec import ModelSpec
 from vitreous.training.batch_search import find_batch_size, scale_learning_rate
 from vitreous.training.card import describe_results
 from vitreous.training.checkpoint import Checkpoints
+from vitreous.training.devices import Devices, Parallel
 from vitreous.training.distillation import DistillationLoss, load_teacher
 from vitreous.training.distribute import Layout, create_layout
 from vitreous.training.fit import History, Interrupt, fit
@@ -46,7 +47,7 @@ from vitreous.training.planning import (
     without_none,
 )
 from vitreous.training.progress import Reporter
-from vitreous.training.recipe import Devices, Parallel, Recipe
+from vitreous.training.recipe import Recipe
 from vitreous.training.results import create_evaluate, draw_run, evaluation_loader, measure_run
 from vitreous.training.resume import (
     batch_of,
