@@ -13,6 +13,8 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 
+# Since Slurm 22.05, srun gives each process one core unless it is told again.
+export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
 srun --kill-on-bad-exit=1 vitreous train "$DATA" --out "$RUN" \
   --coordinator auto --parallel data --epochs 90 --checkpoint-every 10m --no-report
 code=$?
