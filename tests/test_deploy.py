@@ -124,4 +124,6 @@ def test_a_job_of_slurm_that_was_stopped_goes_back_into_the_queue():
     assert parse_training(shlex.split(command)).coordinator == "auto"
     lines = re.findall(r"#SBATCH --([\w-]+)(?:=(\S+))?", script)
     assert ("signal", "TERM@120") in lines and ("requeue", "") in lines
+    options = dict(lines)  # each process sees all GPUs of its machine: jax takes the one of its number there
+    assert options["gpus-per-node"] == options["ntasks-per-node"] and "gpus-per-task" not in options
     assert f'"$code" -eq {Terminated().code} ]' in script

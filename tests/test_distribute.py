@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -20,6 +21,8 @@ import vitreous
 from vitreous.errors import ConfigError, MissingDependencyError
 from vitreous.training.devices import DistributionConfig
 from vitreous.training.distribute import Layout, create_layout, join_processes
+from vitreous.training.fit import Interrupt, Terminated, _Loop
+from vitreous.training.progress import Reporter
 from vitreous.training.ray_workers import train_on_ray
 
 OPTIONS = {
@@ -270,6 +273,57 @@ def test_other_backends_train_on_one_device(monkeypatch):
         join_processes("localhost:1", num_processes=2, process_id=0)
 
 
+def test_only_the_process_that_writes_checkpoints_asks_for_them():
+    """Another one never writes any: its own would be due again and again."""
+    asked = []
+    layout = Layout()
+    layout.agree = lambda *flags: asked.append(flags) or (True, False, False)
+    for index in range(2):
+        layout.process_index = index
+        loop = _Loop(
+            SimpleNamespace(),
+            SimpleNamespace(stream=lambda: None),
+            config=None,
+            evaluate=None,
+            total_steps=4,
+            budget_seconds=None,
+            patience_epochs=None,
+            has_answers=True,
+            reporter=Reporter(),
+            interrupt=Interrupt(),
+            on_row=None,
+            checkpoints=SimpleNamespace(is_due=lambda num_steps: True),
+            on_nan="stop",
+            layout=layout,
+        )
+        with pytest.raises(Terminated):
+            loop.advance()
+    assert asked == [(False, False, True), (False, False, False)]
+
+
+@needs_jax
+def test_plain_addresses_leave_a_process_all_its_devices(monkeypatch):
+    import jax
+
+    told = {}
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **options: told.update(options))
+    join_processes("localhost:1", num_processes=2, process_id=1)
+    assert told["cluster_detection_method"] == "deactivate" and told["coordinator_address"] == "localhost:1"
+    told.clear()
+    join_processes("auto")
+    assert not {"cluster_detection_method", "coordinator_address"} & set(told)
+
+
+def test_a_run_of_several_devices_resumes_on_one(monkeypatch):
+    call = {"task": "train", "data": "digits", "devices": 4, "parallel": "fsdp"}
+    monkeypatch.setattr(sys.modules["vitreous.training.resume"], "read_call", lambda path: dict(call))
+    monkeypatch.setattr("vitreous.training.trainer.train", lambda **arguments: arguments)
+    found = vitreous.resume("run", devices=2)
+    assert (found["devices"], found["parallel"]) == (2, "fsdp")
+    found = vitreous.resume("run", devices=1)
+    assert found["devices"] == 1 and "parallel" not in found
+
+
 @needs_jax
 def test_one_device_shares_nothing():
     with pytest.raises(ConfigError) as error:
@@ -300,6 +354,16 @@ def test_options_that_cannot_work(values, message):
     with pytest.raises(ConfigError) as error:
         DistributionConfig(**values)
     assert message in str(error.value)
+    if values.keys() <= {"devices", "parallel"}:
+        with pytest.raises(ConfigError) as error:
+            create_layout(**values)
+        assert message in str(error.value)
+
+
+def test_what_several_devices_are():
+    assert not DistributionConfig().is_several and not DistributionConfig(devices=1).is_several
+    assert DistributionConfig(devices=2).is_several
+    assert DistributionConfig(devices=1, coordinator="auto").is_several  # a device for each process
 
 
 @pytest.mark.parametrize(
@@ -336,6 +400,8 @@ def test_command_line_refuses_what_ray_cannot(call, folder, tmp_path):
     assert code == 2 and "Cannot train on Ray. Expected no --folds beside --ray." in err
     code, _, err = call("train", folder, "--num-processes", 2, "--out", tmp_path / "run")
     assert code == 2 and "Pass --coordinator HOST:PORT --num-processes N --process-id I" in err
+    code, _, err = call("train", folder, "--ray", "local", "--backend", "torch", "--out", tmp_path / "run")
+    assert code == 2 and "Cannot train on Ray with the torch backend. Expected jax" in err
     assert not list(Path(tmp_path).iterdir())
 
 

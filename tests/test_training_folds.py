@@ -10,7 +10,7 @@ import vitreous
 from vitreous.data import load_dataset
 from vitreous.errors import ConfigError, DataError, RunError, RunExistsError
 from vitreous.training import train_folds
-from vitreous.training.folds import spread_line, summarize_folds
+from vitreous.training.folds import _Progress, spread_line, summarize_folds
 from vitreous.training.progress import LineReporter
 from vitreous.training.resume import describe_call
 from vitreous.training.run import Run, load_run
@@ -167,6 +167,15 @@ def test_folds_go_on_after_a_kill(result, table, tmp_path):
         assert again.metrics[split] == result.metrics[split]
     with pytest.raises(RunExistsError, match="Expected a free path"):
         train_folds(table, **options)
+
+
+def test_a_cross_validation_that_never_began_binds_nobody(tmp_path):
+    """A mistake in the first command does not stand in the way of the second."""
+    _Progress(tmp_path / "folds.json", {"model": "vit_typo"}).write()
+    assert not _Progress(tmp_path / "folds.json", {"model": "vit_tiny"}).read(overwrite=False)
+    (tmp_path / ".fold-1.partial").mkdir()
+    with pytest.raises(ConfigError, match="Expected the options that they began with: model='vit_typo'"):
+        _Progress(tmp_path / "folds.json", {"model": "vit_tiny"}).read(overwrite=False)
 
 
 def test_folds_of_other_data_do_not_go_on(result, table, tmp_path):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from vitreous.data import Dataset, ImageSet
 from vitreous.errors import ConfigError, DataError, MissingPathError, RunError, RunExistsError, TrainingError
 from vitreous.training import fit as fit_module
 from vitreous.training.distillation import DistillationLoss, Teacher
+from vitreous.training.distribute import Layout
 from vitreous.training.fit import Interrupt
 from vitreous.training.planning import free_path
 from vitreous.training.progress import LineReporter, Reporter
@@ -444,6 +446,39 @@ def test_on_nan_gives_up_and_stops(folder, tmp_path, monkeypatch):
     assert sum("no longer finite" in line for line in said.lines) == 3
     with pytest.raises(TrainingError, match=r"or let training go back by itself with --on-nan back"):
         vitreous.train(folder, out=tmp_path / "run", resume="never", **OPTIONS)
+
+
+def test_ctrl_c_saves_once_without_the_row_that_it_adds(monkeypatch):
+    """If measuring is cut short as well, what is resumed knows of no break."""
+    interrupt, saved = Interrupt(), []
+    loop = fit_module._Loop(
+        SimpleNamespace(),
+        SimpleNamespace(stream=lambda: None),
+        config=None,
+        evaluate=None,
+        total_steps=100,
+        budget_seconds=None,
+        patience_epochs=None,
+        has_answers=True,
+        reporter=Reporter(),
+        interrupt=interrupt,
+        on_row=None,
+        checkpoints=None,
+        on_nan="stop",
+        layout=Layout(),
+    )
+
+    def add_row():
+        loop.state.rows.append({})
+        loop.state.row_steps = 0
+
+    monkeypatch.setattr(loop, "add_row", add_row)
+    monkeypatch.setattr(loop, "save", lambda **_: saved.append(len(loop.state.rows)))
+    loop.state.num_steps = loop.state.row_steps = 3
+    interrupt.is_set = True
+    while loop.advance():
+        pass
+    assert saved == [0] and len(loop.state.rows) == 1 and loop.is_interrupted
 
 
 def test_a_second_sigterm_changes_nothing():

@@ -7,8 +7,9 @@ from PIL import Image
 import vitreous
 from vitreous.data import load_dataset
 from vitreous.errors import DataError
-from vitreous.training.planning import random_start, say_plan, settle_recipe
+from vitreous.training.planning import fit_to_images, random_start, say_plan, settle_recipe
 from vitreous.training.progress import Reporter
+from vitreous.training.recipe import Recipe
 
 SMALL = {"model": "vit_pico_patch4_32", "image_size": (8, 8), "batch_size": 8, "num_channels": 3, "epochs": 2}
 
@@ -89,3 +90,9 @@ def test_the_plan_says_once_what_is_left_out(tags, tmp_path):
     assert [line for line in plan_of(dataset) if "passed over" in line] == ["1 file passed over: 1 .txt"]
     dataset.notes.clear()
     assert [line for line in plan_of(dataset) if "passed over" in line] == ["1 file without an image passed over"]
+
+
+def test_fewer_images_than_parts_of_a_batch():
+    """One batch with room to spare, and no division by its size of 0."""
+    recipe = Recipe(model="vit_pico_patch2_8", epochs=1, batch_size=64, num_parts=8)
+    assert [fit_to_images(recipe, count).batch_size for count in (5, 8, 20, 100)] == [8, 8, 16, 64]

@@ -166,6 +166,11 @@ def start_backend(backend: str | None) -> None:
 def start_devices(options: DistributionOptions | None, backend: str | None) -> DistributionConfig:
     """Settles the backend, jax where several devices or processes are asked for, and joins the other processes."""
     config = DistributionConfig(**given(options))
+    if config.ray is not None and backend not in (None, "jax"):
+        raise ConfigError(
+            f"Cannot train on Ray with the {backend} backend. Expected jax, the only one of these that Keras spreads "
+            f"over devices. Received: backend={backend!r}. Leave --backend out."
+        )
     if config.is_several and not backend and "KERAS_BACKEND" not in os.environ:
         backend = "jax"
     start_backend(backend)

@@ -65,7 +65,7 @@ class DistributionConfig(Record):
     @property
     def is_several(self) -> bool:
         """Whether anything is asked for that one device alone does not have."""
-        return any(value is not None for value in self.to_dict().values()) and self.devices != 1
+        return any(value is not None for name, value in self.to_dict().items() if (name, value) != ("devices", 1))
 
     @property
     def given(self) -> dict[str, Any]:

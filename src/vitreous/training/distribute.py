@@ -24,7 +24,7 @@ import numpy as np
 
 from vitreous.errors import ConfigError, TrainingError
 from vitreous.spec import InputSpec, check
-from vitreous.training.devices import Devices, Parallel
+from vitreous.training.devices import Devices, DistributionConfig, Parallel
 
 if TYPE_CHECKING:
     from vitreous.data import Loader
@@ -353,6 +353,7 @@ def create_layout(devices: Devices | None = None, parallel: Parallel | None = No
     """
     import keras
 
+    DistributionConfig(devices=devices, parallel=parallel)  # says what is neither
     backend = keras.backend.backend()
     if backend != "jax":
         if devices in (None, 1) and parallel is None:
@@ -435,7 +436,9 @@ def join_processes(
         )
     import jax
 
-    address = {} if coordinator == "auto" else {"coordinator_address": coordinator}
+    address: dict[str, Any] = {}
+    if coordinator != "auto":  # a process then has all devices that it sees, also where a scheduler numbers processes
+        address = {"coordinator_address": coordinator, "cluster_detection_method": "deactivate"}
     try:
         jax.distributed.initialize(
             **address,

@@ -292,9 +292,9 @@ class _Loop:
         state = self.state
         if not self.is_interrupted:
             self.save(is_periodic=True)  # so that measuring and drawing alone are done again if they are cut short
+        broken = self.gather_broken()  # before one process leaves the others
         if self.interrupt.is_terminated:
             raise Terminated
-        broken = self.gather_broken()
         self.train.broken.update(broken["broken"])
         self.train.num_replaced = broken["num_replaced"]
         return History(
@@ -315,12 +315,13 @@ class _Loop:
             is_terminated, is_set, is_save_due = self.layout.agree(
                 self.interrupt.is_terminated,
                 self.interrupt.is_set,
-                self.checkpoints is not None and self.checkpoints.is_due(self.state.num_steps),
+                # Only the first process writes any, and so knows when it did.
+                self.checkpoints is not None and self.layout.is_first and self.checkpoints.is_due(self.state.num_steps),
             )
-            self.is_interrupted |= is_set
             if is_terminated:
                 raise Terminated
-            if self.is_interrupted:
+            if is_set and not self.is_interrupted:
+                self.is_interrupted = True
                 self.save(is_periodic=True)  # without the row that Ctrl-C adds: what is resumed knows of no break
             if self.state.row_steps and (self.is_done() or self.is_row_due()):
                 self.add_row()
@@ -392,7 +393,8 @@ class _Loop:
     def show(self) -> None:
         """Shows where training stands."""
         state, now = self.state, time.monotonic()
-        self.check_finite(state.loss_sum)
+        if self.layout.num_processes == 1:  # several look at it after the same step, which no clock says
+            self.check_finite(state.loss_sum)
         sums = (float(state.loss_sum), float(state.correct_sum), state.row_steps, state.row_images)
         recent = [new - old for new, old in zip(sums, self.shown_sums, strict=True)]
         progress = min(self.get_progress(), 1.0)

@@ -160,7 +160,7 @@ class _Progress:
         """Takes up what is unfinished; returns whether there is anything.
 
         Raises:
-            ConfigError: If other options were asked for, and nothing may be overwritten.
+            ConfigError: If other options were asked for, a fold was begun with them, and nothing may be overwritten.
             RunError: If the file is damaged.
         """
         if not self.path.is_file():
@@ -175,7 +175,8 @@ class _Progress:
             ) from error
         names = [name for name in {**call, **self.call} if call.get(name) != self.call.get(name)]
         names = [name for name in names if name not in FREE]
-        if names and overwrite:
+        begun = finished or [*self.path.parent.glob("fold-*"), *self.path.parent.glob(".fold-*.partial")]
+        if names and (overwrite or not begun):
             return False
         if names:
             before, now = (", ".join(f"{name}={values.get(name)!r}" for name in names) for values in (call, self.call))

@@ -105,9 +105,9 @@ def fit_to_images(recipe: Recipe, num_images: int, layout: Layout | None = None)
     layout = layout or Layout()
     if num_images < recipe.batch_size:
         unit = recipe.num_parts * layout.unit
-        batch_size = max(num_images // unit, layout.is_spread) * unit
+        batch_size = max(num_images // unit, 1) * unit
     else:
-        batch_size = recipe.batch_size // recipe.num_parts * recipe.num_parts
+        batch_size = recipe.batch_size
     layout.check_batch(batch_size, recipe.num_parts)
     if layout.num_processes > 1 and recipe.time is not None:
         raise ConfigError(
@@ -333,6 +333,7 @@ def identity_of(config: Mapping[str, Any]) -> dict[str, Any]:
         "seed": config["seed"],
         "model": config["model"],
         "recipe": config["recipe"],
+        "what is masked": config.get("masked"),
         "data (fingerprint)": data["fingerprint"],
         **{f"the version of {name}": versions[name] for name in ("vitreous", "keras", "backend")},
         "precision": versions["policy"],

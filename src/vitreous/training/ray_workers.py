@@ -107,14 +107,13 @@ def _start(ray: Any, config: DistributionConfig) -> None:
     environment = {name: os.environ[name] for name in ("PYTHONPATH", "XLA_FLAGS") if name in os.environ}
     environment |= {"KERAS_BACKEND": "jax", "RAY_TRAIN_V2_ENABLED": "1", "RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
     options: dict[str, Any] = {
+        "address": config.ray,
         "runtime_env": {"env_vars": environment},
         "log_to_driver": True,
     }
     if config.ray == "local":
         # A worker needs a core of Ray's counting; that there may be more of them than cores is the caller's affair.
         options |= {"num_cpus": max((config.num_workers or 1) + 1, os.cpu_count() or 1), "include_dashboard": False}
-    else:
-        options["address"] = config.ray
     try:
         ray.init(**options)
     except (ConnectionError, ValueError, RuntimeError) as error:

@@ -72,6 +72,8 @@ def resume(
         raise ConfigError(
             f"Cannot resume {path}. Expected the data, which came from Python. Received: data=None. Pass the Dataset."
         )
+    if changes.get("devices") == 1:
+        call.pop("parallel", None)  # one device shares nothing
     for name, value in changes.items():
         nests = isinstance(call.get(name), dict) and isinstance(value, dict)
         call[name] = {**call[name], **value} if nests else value

@@ -331,10 +331,10 @@ class JaxStep(Step):
         """Copies the state into the Keras variables; on several devices, lends it to them until the next step."""
         import jax
 
-        state = self.state if self.layout.is_spread else jax.tree.map(jax.numpy.array, self.state)
-        for variables, values in zip(self._variables(), state, strict=True):
+        for variables, values in zip(self._variables(), self.state, strict=True):
             for variable, value in zip(variables, values, strict=True):
-                variable.assign(value)
+                # One by one: no more than one array is there three times.
+                variable.assign(value if self.layout.is_spread else jax.numpy.array(value))
 
     def snapshot(self) -> dict[str, Any]:
         """Returns all that training has changed, as for `Step`."""
