@@ -175,8 +175,9 @@ class _Progress:
             ) from error
         names = [name for name in {**call, **self.call} if call.get(name) != self.call.get(name)]
         names = [name for name in names if name not in FREE]
-        begun = finished or [*self.path.parent.glob("fold-*"), *self.path.parent.glob(".fold-*.partial")]
-        if names and (overwrite or not begun):
+        folder = self.path.parent
+        is_begun = bool(finished) or any(folder.glob("fold-*")) or any(folder.glob(".fold-*.partial"))
+        if names and (overwrite or not is_begun):
             return False
         if names:
             before, now = (", ".join(f"{name}={values.get(name)!r}" for name in names) for values in (call, self.call))
