@@ -250,11 +250,13 @@ class DeviceLoader:
         num_classes: int,
         seed: int = 0,
     ):
+        is_known = not config.has_crop and config.policy in ("none", "trivial") and config.num_repeats == 1
         unknown = {"colour_jitter": config.colour_jitter, "erasing_rate": config.erasing_rate}
-        if config.has_crop or config.policy not in ("none", "trivial") or any(unknown.values()):
+        if not is_known or any(unknown.values()):
             raise ConfigError(
                 "Cannot change images on the device. Expected shifts, flips, the policy none or trivial, and mixing. "
-                f"Received: crop_scale={config.crop_scale}, policy={config.policy!r}, {unknown}. Turn these off."
+                f"Received: crop_scale={config.crop_scale}, policy={config.policy!r}, "
+                f"num_repeats={config.num_repeats}, {unknown}. Turn these off."
             )
         self.broken: dict[str, str] = {}  # all images have been read
         self.num_replaced = 0

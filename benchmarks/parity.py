@@ -1,4 +1,4 @@
-"""Do exports answer as their model does? Every format and precision, over five kinds of architecture.
+"""Do exports answer as their model does? Every format and precision, over six kinds of architecture.
 
     python benchmarks/parity.py [RUN ...] --out benchmarks/results/DATE-cpu-parity.md
 

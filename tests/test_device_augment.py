@@ -113,6 +113,9 @@ def test_what_is_not_made_here_is_refused():
         ConfigError, match=r"Received: crop_scale=\(0\.35, 1\.0\), policy='rand', .*'erasing_rate': 0\.1"
     ):
         DeviceLoader(draw(), np.zeros(8, int), batch_size=2, config=config, num_classes=2)
+    config = AugmentConfig(crop_scale=(1, 1), num_repeats=2)
+    with pytest.raises(ConfigError, match=r"policy='none', num_repeats=2, "):
+        DeviceLoader(draw(), np.zeros(8, int), batch_size=2, config=config, num_classes=2)
 
 
 @pytest.mark.parametrize("has_arrays", [True, False])

@@ -145,7 +145,7 @@ def test_branches_in_parts_are_taken_in_training_and_only_where_they_give_the_sa
 
     def count(layer, **kwargs):
         layer.build((None, 5, 8))
-        return str(jax.make_jaxpr(lambda x: layer(x, **kwargs))(random_array(2, 5, 8))).count("custom_vjp_call")
+        return str(jax.make_jaxpr(lambda x: layer(x, **kwargs))(random_array(2, 5, 8))).count("scan[")
 
     table = np.ones((5, 4), "float32")
     assert count(SelfAttention(2), training=True) == 1
@@ -157,6 +157,50 @@ def test_branches_in_parts_are_taken_in_training_and_only_where_they_give_the_sa
     assert count(MLP(8), training=True) == 1
     assert count(MLP(8, dropout_rate=0.5), training=True) == 0
     assert count(MLP(8)) == count(SelfAttention(2)) == 0  # exports trace this
+
+
+@ON_JAX
+def test_branches_in_parts_are_traced_or_not_taken(monkeypatch):
+    """Called one by one, operations would compile their loop anew each time."""
+    import jax
+
+    from vitreous.layers import jax_parts
+
+    block, x = TransformerBlock(2, 24), jax.numpy.asarray(random_array(4, 5, 8))
+    block.build(x.shape)
+    monkeypatch.setattr(jax_parts, "can_compute", lambda: True)
+    calls, compute = [], jax_parts.compute
+    monkeypatch.setattr(jax_parts, "compute", lambda *args, **kwargs: calls.append(1) or compute(*args, **kwargs))
+    block(x, training=True)
+    assert calls == []
+    jax.make_jaxpr(lambda x: block(x, training=True))(x)
+    assert calls == [1, 1]
+
+
+@ON_JAX
+@pytest.mark.parametrize("layer", [lambda: SelfAttention(2), lambda: MLP(24)])
+def test_nothing_keeps_a_layer_that_has_trained_in_parts(layer, monkeypatch):
+    import gc
+    import weakref
+
+    import jax
+
+    from vitreous.layers import jax_parts
+
+    monkeypatch.setattr(jax_parts, "can_compute", lambda: True)
+
+    def trace(layer, x):
+        def objective(x, weights):
+            return layer.stateless_call(weights, [], x, training=True)[0].sum()
+
+        layer.build(x.shape)
+        weights = [v.value for v in layer.trainable_variables]
+        assert str(jax.make_jaxpr(jax.grad(objective, argnums=(0, 1)))(x, weights)).count("scan[") == 2
+        return weakref.ref(layer)
+
+    found = trace(layer(), random_array(4, 5, 8))
+    gc.collect()
+    assert found() is None
 
 
 @ON_JAX

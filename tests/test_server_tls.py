@@ -1,6 +1,7 @@
 """TLS: a server that speaks it, a certificate that is renewed, files that do not fit."""
 
 import datetime
+import errno
 import importlib
 import ipaddress
 import json
@@ -10,6 +11,7 @@ import ssl
 import sys
 import time
 import types
+from pathlib import Path
 
 import httpx
 import pytest
@@ -23,7 +25,7 @@ from vitreous.errors import ConfigError, MissingPathError
 from vitreous.export import export_model
 from vitreous.server import ServerConfig
 from vitreous.server.cluster import create_application
-from vitreous.server.tls import create_context
+from vitreous.server.tls import create_context, read_certificate
 
 
 def make_pair(folder, name="localhost", passphrase=None):
@@ -141,10 +143,34 @@ def test_files_that_cannot_be_used(call, tmp_path):
     ):
         with pytest.raises(ConfigError, match=rf"Cannot use the certificate. Expected PEM .*: {reason}\. Pass --tls-c"):
             create_context(ServerConfig(tls_cert=files[0], tls_key=files[1]))
+    for path, kind, reason in (
+        (tmp_path, ConfigError, "Is a"),
+        (tmp_path / "none", MissingPathError, "No such file or"),
+    ):
+        with pytest.raises(kind, match=rf"Received: tls_key='.*': {reason} directory\. Check the path, and who may"):
+            create_context(ServerConfig(tls_cert=cert, tls_key=path))
     code, _, error = call("serve", tmp_path, "--tls-cert", cert, "--tls-key", tmp_path / "none")
     assert code == 2 and "Cannot read the certificate. Expected a file. Received: tls_key=" in error
     code, _, error = call("serve", tmp_path, "--tls-key", key)
     assert code == 2 and "Expected the certificate that a key is for. Received: tls_key=" in error
+
+
+def test_a_file_that_may_not_be_read_is_named(monkeypatch, tmp_path):
+    """As in /etc/letsencrypt/live, a folder of root's own; a reload then keeps what there was."""
+    cert, key = make_pair(tmp_path / "one")
+    context = create_context(ServerConfig(tls_cert=cert, tls_key=key))
+    read = Path.read_bytes
+
+    def refuse(path):
+        if path == key:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(
+        ConfigError, match=r"Expected a file\. Received: tls_key='.*key.pem': Permission denied\. Check"
+    ):
+        read_certificate(context, ServerConfig(tls_cert=cert, tls_key=key))
 
 
 def test_ray_has_a_proxy_that_speaks_to_clients(monkeypatch, tmp_path):

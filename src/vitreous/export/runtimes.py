@@ -19,6 +19,7 @@ from vitreous.export.record import KEY, ExportRecord, find_format, parse_record,
 from vitreous.spec import check_minimum
 
 Outputs = tuple[np.ndarray, np.ndarray]
+_CORE_LOCK = threading.Lock()
 
 
 class Runtime(ABC):
@@ -215,7 +216,6 @@ def import_openvino() -> Any:
     return openvino
 
 
-@functools.cache
 def openvino_core() -> Any:
     """Returns the one `openvino.Core` of this process, which lives as long as it does.
 
@@ -223,6 +223,12 @@ def openvino_core() -> Any:
     that do not end in the reverse order of their beginning leave the thread a stack that is gone: the next signal,
     Ctrl-C for one, is then a segmentation fault.
     """
+    with _CORE_LOCK:  # threads that ask at the same time must not create one each
+        return _create_core()
+
+
+@functools.cache
+def _create_core() -> Any:
     return import_openvino().Core()
 
 

@@ -159,7 +159,7 @@ class SelfAttention(Residual):
         is_looked_at = return_attention or attention_tap is not None
         if not is_looked_at and (branches := self._get_branches(x, rope, training)):
             return self.skip(x, branches.attend(self, x), training)
-        if training and not is_looked_at and self._is_split(rope):
+        if training and not is_looked_at and self._is_split(x, rope):
             from vitreous.layers import jax_parts
 
             branch = jax_parts.compute(lambda part: self._compose(part, rope, True)[0], x, num_heads=self.num_heads)
@@ -207,10 +207,10 @@ class SelfAttention(Residual):
             return None
         return self.get_branches(x, self.qkv, self.projection)
 
-    def _is_split(self, rope: Any) -> bool:
+    def _is_split(self, x: Any, rope: Any) -> bool:
         """Whether a few examples at a time are faster, and give the same: no draws, no tables by example."""
         is_by_example = rope is not None and len(rope[0].shape) == 3
-        return self.can_split() and not (is_by_example or self.attention_dropout_rate or self.use_fused_attention)
+        return self.can_split(x) and not (is_by_example or self.attention_dropout_rate or self.use_fused_attention)
 
     def _position(self, heads: Any, rope: Any, name: str) -> Any:
         """Returns queries or keys (B, N, A, D / A), normalised and rotated as this layer does."""

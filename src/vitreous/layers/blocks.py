@@ -105,7 +105,7 @@ class MLP(Residual):
             branches = self.get_branches(x, self.hidden, self.output_dense)
             if branches:
                 return self.skip(x, branches.transform(self, x), training)
-        if training and not self.dropout.rate and self.can_split():
+        if training and not self.dropout.rate and self.can_split(x):
             from vitreous.layers import jax_parts
 
             return self.skip(x, jax_parts.compute(lambda part: self._compose(part, True), x), training)

@@ -6,7 +6,6 @@ a few examples stay in the core's cache. Nothing but the branch's input is kept 
 it needs are computed twice, which costs less than the memory would (docs/performance.md).
 """
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -24,6 +23,11 @@ def can_compute() -> bool:
     return jax.default_backend() == "cpu" and jax.device_count() == 1
 
 
+def is_traced(x: Any) -> bool:
+    """Whether jax traces what is done with `x`: a loop that it does not trace is compiled anew in every call."""
+    return isinstance(x, jax.core.Tracer)
+
+
 def compute(branch: Callable[[Any], Any], x: Any, *, num_heads: int = 0) -> Any:
     """Returns `branch(x)` (B * N, D), computed in parts.
 
@@ -38,8 +42,10 @@ def compute(branch: Callable[[Any], Any], x: Any, *, num_heads: int = 0) -> Any:
     padding = -batch % size
     parts = jnp.pad(x, ((0, padding), (0, 0), (0, 0))) if padding else x
     parts = parts.reshape(-1, size, num_tokens, dim)
-    function, weights = jax.closure_convert(branch, parts[0])
-    return _compute(function, parts, *weights).reshape(-1, dim)[: batch * num_tokens]
+    # Between two loops nothing is merged, so no barrier is needed. (A custom_vjp with jax.closure_convert has the same
+    # arithmetic, but jax keeps up to 4,096 of the functions that this has converted, each with its layer's weights.)
+    branches = lax.map(jax.checkpoint(branch, prevent_cse=False), parts)
+    return branches.reshape(-1, dim)[: batch * num_tokens]
 
 
 def _get_size(batch: int, num_tokens: int, num_heads: int) -> int:
@@ -50,26 +56,3 @@ def _get_size(batch: int, num_tokens: int, num_heads: int) -> int:
     most = max(most, 1)
     whole = [size for size in range(most // 2 + 1, most + 1) if batch % size == 0]
     return whole[-1] if whole else math.ceil(batch / math.ceil(batch / most))
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _compute(function: Callable[..., Any], parts: Any, *weights: Any) -> Any:
-    return lax.map(lambda part: function(part, *weights), parts)
-
-
-def _forward(function: Callable[..., Any], parts: Any, *weights: Any) -> tuple[Any, Any]:
-    return _compute(function, parts, *weights), (parts, weights)
-
-
-def _backward(function: Callable[..., Any], saved: Any, gradient: Any) -> tuple[Any, ...]:
-    parts, weights = saved
-
-    def pull_back(sums: Any, pair: Any) -> tuple[Any, Any]:
-        d_part, *d_weights = jax.vjp(function, pair[0], *weights)[1](pair[1])
-        return [a + b for a, b in zip(sums, d_weights, strict=True)], d_part
-
-    d_weights, d_parts = lax.scan(pull_back, [jnp.zeros_like(weight) for weight in weights], (parts, gradient))
-    return d_parts, *d_weights
-
-
-_compute.defvjp(_forward, _backward)

@@ -78,13 +78,13 @@ class Residual(keras.layers.Layer):
             branch = self.stochastic_depth(branch, training=training)
         return x + branch
 
-    def can_split(self) -> bool:
-        """Whether jax trains on one CPU device: then a branch is faster a few examples at a time."""
+    def can_split(self, x: Any) -> bool:
+        """Whether jax traces training on one CPU device: then a branch is faster a few examples at a time."""
         if keras.backend.backend() != "jax":
             return False
         from vitreous.layers import jax_parts
 
-        return jax_parts.can_compute()
+        return jax_parts.is_traced(x) and jax_parts.can_compute()
 
     def get_branches(self, x: Any, *dense: Any) -> Any:
         """Returns the module with the branches written by hand if it can compute this one, else None.

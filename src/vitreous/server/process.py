@@ -25,9 +25,8 @@ class Process(uvicorn.Server):
     """Answers requests until it is told to stop.
 
     SIGTERM and SIGINT: the server says that it is not ready, goes on for `drain_seconds`, stops listening, and finishes
-    what is in flight; a second one stops it at once. SIGHUP: the model is loaded anew, and the
-    certificate read again. (uvicorn's own handlers would
-    end the process by the signal, not with exit code 0.)
+    what is in flight; a second one stops it at once. SIGHUP: the certificate is read again, and the model loaded anew.
+    (uvicorn's own handlers would end the process by the signal, not with exit code 0.)
 
     Args:
         service: What answers.

@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ from vitreous.data.sources.cache import cache_folder
 from vitreous.data.sources.contents import source_error
 from vitreous.data.sources.folders import ListedTree
 from vitreous.errors import DataError, MissingDependencyError, MissingPathError
+from vitreous.files import replacing
 
 _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://")
 _PAUSES_SECONDS = (0.5, 2.0)  # before an image is asked for again
@@ -113,12 +113,10 @@ def fetch(url: str) -> Path:
         copy = cache_folder() / "remote" / key / (parent or "root") / name
         if not copy.exists():
             copy.parent.mkdir(parents=True, exist_ok=True)
-            temporary = copy.with_name(f".{uuid.uuid4().hex[:8]}.tmp")
             try:
-                file_system.get_file(path, str(temporary))
-                os.replace(temporary, copy)
+                with replacing(copy) as temporary:
+                    file_system.get_file(path, str(temporary))
             except BaseException:
-                temporary.unlink(missing_ok=True)
                 if not copy.exists():
                     shutil.rmtree(cache_folder() / "remote" / key, ignore_errors=True)
                 raise
