@@ -223,14 +223,16 @@ from vitreous.errors import ConfigError
 from vitreous.training.distribute import join_processes
 
 address, index = sys.argv[4], int(sys.argv[5])
+said = []  # in a file: Gloo prints to standard output, in the midst of lines too
 join_processes(address, num_processes=2, process_id=index)
 for changes in ({"seed": index}, {"time": "5s", "epochs": None}, {"devices": 1}):
     try:
         vitreous.train(folder, out=out, **{**OPTIONS, **changes})
     except ConfigError as error:
-        print(error)
+        said.append(str(error))
 run = vitreous.train(folder, out=out, **OPTIONS)
-print(run.path, sorted(run.metrics)[-1:], run.config["distribution"])
+said.append(f"{run.path} {sorted(run.metrics)[-1:]} {run.config['distribution']}")
+Path(sys.argv[6]).write_text(json.dumps(said))
 """
 
 
@@ -242,9 +244,11 @@ def test_two_processes_train_as_one(folder, alone, tmp_path):
         address = f"localhost:{listener.getsockname()[1]}"
     out = tmp_path / "run"
     arguments = (folder, out, json.dumps(OPTIONS), address)
-    processes = [start(PROCESSES, *arguments, index, num_devices=2) for index in range(2)]
-    for process, last in zip(processes, ("['val']", "[]"), strict=True):
-        *refused, told = [line for line in finish(process)[0].splitlines() if not line.startswith("[Gloo]")]
+    said = [tmp_path / f"said-{index}.json" for index in range(2)]
+    processes = [start(PROCESSES, *arguments, index, said[index], num_devices=2) for index in range(2)]
+    for process, file, last in zip(processes, said, ("['val']", "[]"), strict=True):
+        finish(process)
+        *refused, told = json.loads(file.read_text())
         assert refused == [
             "Cannot train in 2 processes. Expected the same data, options and versions in all. Received: process 1 "
             "differs from process 0 in seed, data (fingerprint). Start all with the same command on the same data.",
@@ -256,7 +260,7 @@ def test_two_processes_train_as_one(folder, alone, tmp_path):
         assert told == f"{out} {last} {{'parallel': 'data', 'num_devices': 4, 'num_processes': 2}}"
     run = vitreous.load_run(out)
     assert_alike(run, alone)
-    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert {path.name for path in tmp_path.iterdir()} == {"run", *(file.name for file in said)}
 
 
 def test_other_backends_train_on_one_device(monkeypatch):

@@ -159,7 +159,7 @@ def test_sigterm_while_validating_is_no_wait(folder, unbroken, tmp_path, monkeyp
         raise AssertionError("SIGTERM did not end the evaluation")
 
     with monkeypatch.context() as patch:
-        patch.setattr("vitreous.training.results.collect_logits", evaluate)
+        patch.setattr("vitreous.training.distribute.Layout.collect", evaluate)
         with pytest.raises(SystemExit):
             vitreous.train(folder, out=tmp_path / "run", **OPTIONS)
     said = Said()
