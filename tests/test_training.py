@@ -28,6 +28,7 @@ from vitreous.errors import (
 )
 from vitreous.evaluation import compute_metrics, get_headline, summarize_metrics
 from vitreous.figures import draw_curves
+from vitreous.registry import get_spec
 from vitreous.training.progress import LineReporter, format_seconds
 from vitreous.training.recipe import Recipe, choose_recipe, list_recipes, load_recipe, parse_seconds
 from vitreous.training.run import RunWriter, load_model, load_run
@@ -362,10 +363,17 @@ def test_ctrl_c_saves_what_has_been_learnt(folder, tmp_path):
 
 
 def test_every_recipe_trains_two_tiny_steps(no_pictures, folder, tmp_path):
+    """Recipes that differ in their model and their numbers alone stand for each other."""
+    kinds = {}
     for name in list_recipes():
         recipe = load_recipe(name)
         assert Recipe.from_dict(recipe.to_dict()) == recipe
+        augment = recipe.augment
         size = 8 if recipe.model.endswith("_8") else 32
+        stem = get_spec(recipe.model).config.stem
+        kinds.setdefault((size, stem, recipe.optimizer.name, augment.policy, augment.cutmix_alpha > 0), (name, size))
+    assert len(kinds) > 2
+    for name, size in kinds.values():
         run = vitreous.train(
             folder,
             out=tmp_path / name,
