@@ -263,6 +263,19 @@ def test_two_processes_train_as_one(folder, alone, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"run", *(file.name for file in said)}
 
 
+@pytest.mark.parametrize(("error", "leaves"), [(OSError("the disk is gone"), True), (Terminated(), False)])
+def test_a_process_that_fails_alone_does_not_wait(monkeypatch, error, leaves):
+    at_exit = []
+    monkeypatch.setattr("vitreous.training.distribute.atexit.register", at_exit.append)
+    layout = Layout()
+    layout.num_processes = 2
+    layout.gather_values = lambda value: [value, value]
+    with pytest.raises(type(error)), layout.together():
+        layout.meet({})
+        raise error
+    assert [function.__name__ for function in at_exit] == ["_leave"] * leaves
+
+
 def test_other_backends_train_on_one_device(monkeypatch):
     monkeypatch.setattr(keras.backend, "backend", lambda: "torch")
     assert not create_layout().is_spread and not create_layout(1).is_spread

@@ -14,9 +14,12 @@ Several processes run the same program on the same data. What only one of them k
 signal, its clock, is told to all (`share`) or agreed on (`agree`), so that they never go different ways.
 """
 
+import atexit
 import contextlib
 import json
+import os
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -278,8 +281,10 @@ class Layout:
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
-        """Leaves its block by an error in all processes where it does in one, up to `meet`; later, the others end when
-        they no longer hear of it.
+        """Leaves its block by an error in all processes where it does in one, up to `meet`.
+
+        Later an error is of one process alone, which at its exit does not wait for the others: they end when they no
+        longer hear of it.
 
         Raises:
             TrainingError: If another process cannot train.
@@ -291,6 +296,8 @@ class Layout:
             if self.num_processes > 1 and not self._has_met:
                 self._has_met = True
                 self.gather_values({"error": str(error) or type(error).__name__})
+            elif self.num_processes > 1 and not isinstance(error, SystemExit):  # SIGTERM is one for all
+                atexit.register(_leave)
             raise
 
     def meet(self, identity: Mapping[str, Any]) -> None:
@@ -325,6 +332,13 @@ class Layout:
     def _share_bytes(self, content: bytes, size: int) -> bytes:
         words = np.frombuffer(content.ljust(-(-size // 4) * 4, b"\0"), "uint32")
         return _broadcast(words).tobytes()[:size]
+
+
+def _leave() -> None:
+    """Ends this process without jax's farewell, which waits for processes that wait for this one."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
 
 
 def _sharding(mesh: Any) -> Any:
