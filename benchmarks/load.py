@@ -25,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from datetime import date
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -154,7 +155,8 @@ def main():
         f"{row['early_megabytes']:.0f} MB | {row['late_megabytes']:.0f} MB | {row['num_requests']:,} |\n"
     )
     if options.out:
-        options.out.write_text(f"# Under load\n\n`{' '.join(sys.argv)}` on {platform.processor()}\n\n{table}")
+        machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+        options.out.write_text(f"# Under load\n\n{date.today()}, {machine}. `python benchmarks/load.py`\n\n{table}")
     print(table)
     print(json.dumps(row))
 
