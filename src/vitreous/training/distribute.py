@@ -59,7 +59,7 @@ class Layout:
         self.is_spread = devices is not None
         self.process_index, self.num_processes, self.unit, self.num_devices = 0, 1, 1, 1
         self._pending: Any = None
-        self._has_met = False
+        self._has_met = self._has_begun = False
         if devices is None:
             return
         import jax
@@ -289,14 +289,14 @@ class Layout:
         Raises:
             TrainingError: If another process cannot train.
         """
-        self._has_met = False
+        self._has_met = self._has_begun = False
         try:
             yield
         except BaseException as error:
             if self.num_processes > 1 and not self._has_met:
                 self._has_met = True
                 self.gather_values({"error": str(error) or type(error).__name__})
-            elif self.num_processes > 1 and not isinstance(error, SystemExit):  # SIGTERM is one for all
+            elif self._has_begun and not isinstance(error, SystemExit):  # SIGTERM is one for all
                 atexit.register(_leave)
             raise
 
@@ -328,6 +328,7 @@ class Layout:
                     f"all. Received: process {index} differs from process 0 in {', '.join(differing)}. "
                     "Start all with the same command on the same data."
                 )
+        self._has_begun = True
 
     def _share_bytes(self, content: bytes, size: int) -> bytes:
         words = np.frombuffer(content.ljust(-(-size // 4) * 4, b"\0"), "uint32")
