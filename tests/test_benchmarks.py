@@ -45,7 +45,8 @@ def write_images(folder):
 def test_cifar_in_miniature(tmp_path):
     write_images(tmp_path / "data")
     out = tmp_path / "table.md"
-    arguments = ("--minutes", 0.05, "--per-class", 10, "--miniature", "--contenders", "ours", "--backend", "jax")
+    backend = "torch" if is_installed("torch") else "jax"
+    arguments = ("--minutes", 0.05, "--per-class", 10, "--miniature", "--contenders", "ours", "--backend", backend)
     (row,) = run(FOLDER / "cifar.py", tmp_path / "data", *arguments, "--out", out)["rows"]
     assert row["num_images"] > 0
     assert row["seconds"] < 60
