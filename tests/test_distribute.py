@@ -19,6 +19,7 @@ from PIL import Image
 
 import vitreous
 from vitreous.errors import ConfigError, MissingDependencyError
+from vitreous.model import create_predict_function
 from vitreous.training.devices import DistributionConfig
 from vitreous.training.distribute import Layout, create_layout, join_processes
 from vitreous.training.fit import Interrupt, Terminated, _Loop
@@ -108,10 +109,15 @@ def numbers(run):
 
 
 def assert_alike(run, other):
-    """The same curves but for the order in which sums are added, and the same weights."""
+    """The same curves and answers but for the order in which sums are added.
+
+    Weights need not be: a bias of keys has no influence, so that AdamW makes steps of rounding with it.
+    """
     np.testing.assert_allclose(numbers(run), numbers(other), atol=1e-5)
-    for a, b in zip(run.load_model().get_weights(), other.load_model().get_weights(), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-3)  # AdamW makes steps of rounding where there is no gradient
+    images = np.random.default_rng(1).integers(0, 256, (8, 8, 8, 3)).astype("uint8")
+    answers, others = (create_predict_function(each.load_model(), each.input_spec)(images) for each in (run, other))
+    np.testing.assert_allclose(answers, others, atol=1e-4)
+    assert np.ptp(others) > 0.01
     assert run.metrics["num_images_seen"] == other.metrics["num_images_seen"]
 
 
