@@ -66,6 +66,16 @@ def quick_compile():
     jax.config.update("jax_disable_most_optimizations", before)
 
 
+@pytest.fixture(scope="module")
+def runs_without_pictures():
+    """Leaves out what takes most of the time of a tiny run."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("trainer.draw_augmentation", "trainer.draw_run", "pretrainer.draw_run", "pretrainer._draw"):
+            patch.setattr(f"vitreous.training.{name}", lambda *_, **__: None)
+        patch.setattr("vitreous.training.results._draw_answers", lambda *_, **__: None)
+        yield
+
+
 @pytest.fixture
 def threads_side_by_side(monkeypatch):
     """Lets the loader use as many threads for the small images of a test as it would for large ones."""

@@ -1,9 +1,10 @@
-"""A run folder of a model that nobody trained, in a second: for tests of what is done with runs."""
+"""A run folder of a model that nobody trained, in a second: for tests of what is done with runs. Images to train on."""
 
 import json
 
 import numpy as np
 import tomli_w
+from PIL import Image
 
 from vitreous.data import load_dataset
 from vitreous.model import VisionTransformer
@@ -41,3 +42,13 @@ def make_run(path, config, class_names, data=None, *, seed=0):
     writer.write_text("metrics.json", json.dumps({"val": {}} if data else {}))
     model.save(writer.partial / "model.keras")
     return load_run(writer.finish())
+
+
+def write_noise(root, count):
+    """Writes two class folders, a and b, of so many images of noise each, 8x8 pixels; returns `root`."""
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        (root / name).mkdir()
+        for i in range(count):
+            Image.fromarray(rng.integers(0, 255, (8, 8, 3)).astype("uint8")).save(root / name / f"{i}.png")
+    return root

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import keras
 import numpy as np
 import pytest
-from PIL import Image
+from run_folder import write_noise
 
 import vitreous
 from vitreous.errors import ConfigError, MissingDependencyError
@@ -26,6 +26,7 @@ from vitreous.training.fit import Interrupt, Terminated, _Loop
 from vitreous.training.progress import Reporter
 from vitreous.training.ray_workers import train_on_ray
 
+pytestmark = pytest.mark.usefixtures("runs_without_pictures")
 OPTIONS = {
     "model": "vit_pico_patch2_8",
     "image_size": [8, 8],
@@ -57,24 +58,9 @@ OPTIONS = json.loads(sys.argv[3])
 needs_jax = pytest.mark.skipif(os.environ["KERAS_BACKEND"] != "jax", reason="only jax has several devices")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def no_pictures():
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("draw_augmentation", "draw_run"):
-            patch.setattr(f"vitreous.training.trainer.{name}", lambda *_, **__: None)
-        patch.setattr("vitreous.training.results._draw_answers", lambda *_: None)
-        yield
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    root = tmp_path_factory.mktemp("noise")
-    rng = np.random.default_rng(0)
-    for name in ("a", "b"):
-        (root / name).mkdir()
-        for i in range(35):
-            Image.fromarray(rng.integers(0, 255, (8, 8, 3)).astype("uint8")).save(root / name / f"{i}.png")
-    return root
+    return write_noise(tmp_path_factory.mktemp("noise"), 35)
 
 
 @pytest.fixture(scope="module")

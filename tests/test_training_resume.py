@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from PIL import Image
+from run_folder import write_noise
 
 import vitreous
 from vitreous.data import Dataset, ImageSet
@@ -28,6 +28,7 @@ from vitreous.training.recipe import MaskedConfig
 from vitreous.training.run import RunWriter
 from vitreous.training.trackers import Tracker
 
+pytestmark = pytest.mark.usefixtures("runs_without_pictures")
 OPTIONS = {
     "model": "vit_pico_patch2_8",
     "image_size": (8, 8),
@@ -61,25 +62,9 @@ class Said(LineReporter):
             signal.raise_signal(self.number)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def no_pictures():
-    """Leaves out what takes most of the time of a tiny run."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("trainer.draw_augmentation", "trainer.draw_run", "pretrainer.draw_run", "pretrainer._draw"):
-            patch.setattr(f"vitreous.training.{name}", lambda *_, **__: None)
-        patch.setattr("vitreous.training.results._draw_answers", lambda *_: None)
-        yield
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    root = tmp_path_factory.mktemp("noise")
-    rng = np.random.default_rng(0)
-    for name in ("a", "b"):
-        (root / name).mkdir()
-        for i in range(30):
-            Image.fromarray(rng.integers(0, 255, (8, 8, 3)).astype("uint8")).save(root / name / f"{i}.png")
-    return root
+    return write_noise(tmp_path_factory.mktemp("noise"), 30)
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ from vitreous.training.rate_search import suggest
 from vitreous.training.recipe import Recipe, load_header, load_recipe
 from vitreous.training.search_space import read_values, search_space, to_changes
 
+pytestmark = pytest.mark.usefixtures("runs_without_pictures")
 TINY = {"num_blocks": 1, "projection_dim": 16, "num_heads": 2, "mlp_dim": 16}
 
 
@@ -38,16 +39,6 @@ def few_digits():
     splits = load_dataset("digits").splits
     splits = {"train": splits["train"].take(np.arange(128)), "val": splits["val"].take(np.arange(60))}
     return Dataset(name="digits", root=None, class_names=tuple("0123456789"), splits=splits)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_pictures_of_runs():
-    """Leaves out the pictures of each run, which take longer than training here; other tests look at them."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vitreous.training.trainer.draw_augmentation", lambda *_, **__: None)
-        patch.setattr("vitreous.training.trainer.draw_run", lambda *_, **__: None)
-        patch.setattr("vitreous.training.results._draw_answers", lambda *_, **__: None)
-        yield
 
 
 # ----- batch

@@ -23,7 +23,7 @@ from vitreous.spec import InputSpec, ModelSpec
 from vitreous.training.batch_search import find_batch_size, scale_learning_rate
 from vitreous.training.checkpoint import Checkpoints
 from vitreous.training.devices import Devices, Parallel
-from vitreous.training.distribute import Layout, create_layout
+from vitreous.training.distribute import Layout
 from vitreous.training.fit import Evaluation, History, Interrupt, fit
 from vitreous.training.masked import MaskedAutoencoder, reconstruction_loss
 from vitreous.training.optimizer import Optimizer
@@ -49,7 +49,7 @@ from vitreous.training.resume import (
     describe_call,
     open_checkpoints,
     open_writer,
-    place_of_process,
+    train_together,
     unfinished,
 )
 from vitreous.training.run import Resume, Run, RunWriter, load_run
@@ -124,12 +124,7 @@ def pretrain(
         TrainingError: If the loss is no longer finite.
     """
     call = {name: value for name, value in locals().items() if name != "changes"} | changes
-    layout = create_layout(devices, parallel)
-    if not layout.is_first:
-        reporter, track = None, ()
-    reporter = reporter or Reporter()
-    with layout.together(), place_of_process(layout, out, resume) as (out, resume):
-        return _prepare(call, changes, layout, reporter, Trackers(track, reporter), out=out, resume=resume)
+    return train_together(_prepare, call, changes)
 
 
 def _prepare(

@@ -3,7 +3,7 @@
 import json
 import tempfile
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from vitreous.data import BUILT_IN, Dataset
 from vitreous.errors import ConfigError, DataError, MissingPathError, RunError, RunExistsError, VitreousError
 from vitreous.spec import Record
 from vitreous.training.checkpoint import Checkpoints
-from vitreous.training.distribute import Layout
+from vitreous.training.distribute import Layout, create_layout
 from vitreous.training.planning import free_path, without_none
 from vitreous.training.progress import Reporter
 from vitreous.training.recipe import Interval, MaskedConfig, Recipe, parse_interval
@@ -221,8 +221,23 @@ def open_writer(out: str | Path | None, name: str, *, overwrite: bool, resume: R
                 raise  # else another process has just begun there
 
 
+def train_together(prepare: Callable[..., Run], call: Mapping[str, Any], changes: dict[str, Any]) -> Run:
+    """Calls what trains, on the devices and in the processes that were asked for; the first process alone is heard.
+
+    Args:
+        prepare: Settles everything and trains: `prepare(call, changes, layout, reporter, trackers, out=, resume=)`.
+        call: The arguments of `train` or `pretrain`.
+        changes: Those that change the recipe.
+    """
+    layout = create_layout(call["devices"], call["parallel"])
+    reporter, track = (call["reporter"], call["track"]) if layout.is_first else (None, ())
+    reporter = reporter or Reporter()
+    with layout.together(), _place_of_process(layout, call["out"], call["resume"]) as (out, resume):
+        return prepare(call, changes, layout, reporter, Trackers(track, reporter), out=out, resume=resume)
+
+
 @contextmanager
-def place_of_process(
+def _place_of_process(
     layout: Layout, out: str | Path | None, resume: Resume
 ) -> Iterator[tuple[str | Path | None, Resume]]:
     """Yields where this process writes, and what it resumes: only the first one's run is kept, and read again."""

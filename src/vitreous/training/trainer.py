@@ -24,7 +24,7 @@ from vitreous.training.card import describe_results
 from vitreous.training.checkpoint import Checkpoints
 from vitreous.training.devices import Devices, Parallel
 from vitreous.training.distillation import DistillationLoss, load_teacher
-from vitreous.training.distribute import Layout, create_layout
+from vitreous.training.distribute import Layout
 from vitreous.training.fit import History, Interrupt, fit
 from vitreous.training.losses import Loss
 from vitreous.training.optimizer import create_optimizer
@@ -54,7 +54,7 @@ from vitreous.training.resume import (
     describe_call,
     open_checkpoints,
     open_writer,
-    place_of_process,
+    train_together,
     unfinished,
 )
 from vitreous.training.run import Resume, Run, RunWriter, load_run
@@ -132,12 +132,7 @@ def train(
     ```
     """
     call = {name: value for name, value in locals().items() if name != "changes"} | changes
-    layout = create_layout(devices, parallel)
-    if not layout.is_first:
-        reporter, track = None, ()
-    reporter = reporter or Reporter()
-    with layout.together(), place_of_process(layout, out, resume) as (out, resume):
-        return _prepare(call, changes, layout, reporter, Trackers(track, reporter), out=out, resume=resume)
+    return train_together(_prepare, call, changes)
 
 
 def _prepare(
