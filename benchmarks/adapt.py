@@ -29,6 +29,7 @@ import statistics
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,15 @@ def lengths(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, An
     """Returns the options that say how long the first training takes, and how long those on few images."""
     if arguments.miniature:
         return {"epochs": 1}, {"epochs": 1}
-    return {"time": arguments.time}, {} if arguments.examples is None else {"num_examples_seen": arguments.examples}
+    long = {"time": arguments.time} if arguments.epochs is None else {"epochs": arguments.epochs}
+    return long, {} if arguments.examples is None else {"num_examples_seen": arguments.examples}
+
+
+def keep(path: Path, make: Any, *data: Any, **options: Any) -> Any:
+    """Returns the run at `path`: the one that is there from before (`--keep`), or made now by `make`."""
+    from vitreous.training import load_run
+
+    return load_run(path) if path.exists() else make(*data, out=path, **options)
 
 
 def measure_pretraining(arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
@@ -116,15 +125,15 @@ def measure_pretraining(arguments: argparse.Namespace, folder: Path) -> list[dic
     rest = np.random.default_rng(0).permutation(np.setdiff1d(np.arange(len(images)), few))[: arguments.images]
     long, short = lengths(arguments)
     unlabelled = Dataset(name="unlabelled", root=None, class_names=(), splits={"train": images.take(np.sort(rest))})
-    base = pretrain(unlabelled, out=folder / "base", **long)
+    base = keep(folder / "base", pretrain, unlabelled, **long)
     names = ("num_images_seen", "val_loss", "train_seconds")
     print(json.dumps({"pretrained_on": len(rest), **{name: base.metrics[name] for name in names}}), flush=True)
     splits = {"train": images.take(few), "test": data.splits["test"]}
     labelled = Dataset(name="few", root=None, class_names=data.class_names, splits=splits)
 
     def measure(name: str, **options: Any) -> dict[str, Any]:
-        place = folder / name.replace(" ", "-")
-        runs = [train(labelled, out=f"{place}-{s}", seed=s, **options) for s in range(arguments.seeds)]
+        place = name.replace(",", "").replace(" ", "-")
+        runs = [keep(folder / f"{place}-{s}", train, labelled, seed=s, **options) for s in range(arguments.seeds)]
         return summarize(name, runs, epochs=runs[0].config["recipe"]["epochs"])
 
     rows = [measure("from the pretrained encoder", pretrained=base.path, **short), measure("from scratch", **short)]
@@ -144,15 +153,15 @@ def measure_classes(arguments: argparse.Namespace, folder: Path) -> list[dict[st
     reached: dict[str, list[int | None]] = {}
     for seed in range(arguments.seeds):
         left_out = 3 * seed % len(data.class_names)
-        base = train(without_class(data, left_out), out=folder / f"base-{seed}", seed=seed, **long)
+        base = keep(folder / f"base-{seed}", train, without_class(data, left_out), seed=seed, **long)
         task = class_against_rest(data, left_out, arguments.per_class)
         print(f"all but {task.name}: {base.metrics['test']['accuracy']:.1%} of their own test images", flush=True)
-        adapted = train(task, out=folder / f"adapted-{seed}", seed=seed, pretrained=base.path, **short)
+        adapted = keep(folder / f"adapted-{seed}", train, task, seed=seed, pretrained=base.path, **short)
         runs = {"from the other classes": adapted}
-        runs["from scratch"] = scratch = train(task, out=folder / f"scratch-{seed}", seed=seed, **short)
+        runs["from scratch"] = scratch = keep(folder / f"scratch-{seed}", train, task, seed=seed, **short)
         epochs = adapted.config["recipe"]["epochs"]
         if epochs != scratch.config["recipe"]["epochs"]:
-            equal = train(task, out=folder / f"equal-{seed}", seed=seed, epochs=epochs)
+            equal = keep(folder / f"equal-{seed}", train, task, seed=seed, epochs=epochs)
             runs["from scratch, as many images seen"] = equal
         goal = max(read_history(run)[-1]["val_accuracy"] for run in list(runs.values())[1:])
         for name, run in runs.items():
@@ -261,6 +270,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--data", type=Path, help="of pretrain and classes: a folder with train/CLASS and test/CLASS")
     parser.add_argument("--time", default="5m", help="of the training that the others start from, such as 90s or 5m")
+    parser.add_argument("--epochs", type=int, help="of that training, in place of --time: the same on any machine")
+    parser.add_argument("--keep", type=Path, help="a folder for the runs; those that are there are not trained again")
     parser.add_argument("--images", type=int, help="of pretrain: how many to pretrain on; default: all that are left")
     parser.add_argument("--examples", type=int, help="images seen in each training on few; default: the recipes'")
     parser.add_argument("--per-class", type=int, default=60, help="labelled images of each class")
@@ -268,7 +279,7 @@ def main() -> None:
     parser.add_argument("--miniature", action="store_true", help="one epoch each, to see that it runs")
     arguments = parser.parse_args()
     began = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() if arguments.keep is None else nullcontext(arguments.keep) as folder:
         rows = PARTS[arguments.part](arguments, Path(folder))
     print("\n| | test accuracy, mean | seeds | images seen | weights trained |\n|---|---|---|---|---|")
     for row in rows:

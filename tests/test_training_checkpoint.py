@@ -17,6 +17,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from hostile import Trap
 
 import vitreous
 from vitreous.errors import ConfigError, RunError, RunExistsError, WeightsError
@@ -380,26 +381,16 @@ def test_hostile_models(tmp_path):
         archive.writestr("model.weights.h5", b"")
     with pytest.raises(RunError, match=r"which holds 33554432 bytes, packed into \d+"):
         load_model(path)
-    path.write_bytes(pickle.dumps(Payload(mark)))
+    path.write_bytes(pickle.dumps(Trap(mark)))
     with pytest.raises(RunError, match=r"Expected a whole \.keras file"):
         load_model(path)
     assert not mark.exists()
 
 
-class Payload:
-    """What a pickle would run."""
-
-    def __init__(self, mark):
-        self.mark = mark
-
-    def __reduce__(self):
-        return os.system, (f"touch {self.mark}",)
-
-
 def test_npz_with_python_objects_is_refused(tmp_path):
     mark = tmp_path / "executed"
     buffer = io.BytesIO()
-    np.save(buffer, np.array([Payload(mark)], object), allow_pickle=True)
+    np.save(buffer, np.array([Trap(mark)], object), allow_pickle=True)
     with zipfile.ZipFile(tmp_path / "weights.npz", "w") as archive:
         archive.writestr("kernel.npy", buffer.getvalue())
     with pytest.raises(WeightsError, match=r"kernel holds pickled Python objects, which can run code"):

@@ -67,6 +67,7 @@ def tracked(few_digits, tmp_path_factory):
     recorder, broken, late = Recorder(), Recorder("log"), Recorder("finish")
     listener = Listener()
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "exit", sys.exit)  # wandb replaces it
         patch.setenv("WANDB_MODE", "offline")
         patch.setenv("WANDB_DISABLE_GIT", "true")
         patch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")

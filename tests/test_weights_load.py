@@ -10,6 +10,7 @@ import zipfile
 import keras
 import numpy as np
 import pytest
+from hostile import Trap
 from weight_references import outgoing, place
 
 from vitreous.errors import (
@@ -402,18 +403,12 @@ def test_safetensors_that_lie(tmp_path):
         read_safetensors(path)
 
 
-class Trap:
-    """What a pickle would run."""
-
-    def __reduce__(self):
-        return (sys.exit, (99,))
-
-
 def test_pickled_npz_is_refused(tmp_path):
     path = tmp_path / "x.npz"
-    np.savez(path, **{"embedding/kernel": np.array([Trap()], dtype=object)})
+    np.savez(path, **{"embedding/kernel": np.array([Trap(tmp_path / "executed")], dtype=object)})
     with pytest.raises(WeightsError, match=r"embedding/kernel holds pickled Python objects, which can run code"):
         import_weights(path)
+    assert not (tmp_path / "executed").exists()
 
 
 def test_npz_that_lie(tmp_path):
@@ -451,12 +446,14 @@ def test_torch_files_hold_tensors_or_are_refused(cls, tmp_path, monkeypatch):
     (folder / "config.json").write_bytes((tmp_path / "timm_nobias.json").read_bytes())
     model = import_weights(folder).model
     np.testing.assert_allclose(to_numpy(model(outputs["images"])), outputs["logits"], atol=1e-5)
-    torch.save({"model": Trap()}, folder / "pytorch_model.bin")
+    trap = Trap(tmp_path / "executed")
+    torch.save({"model": trap}, folder / "pytorch_model.bin")
     with pytest.raises(WeightsError, match=r"Expected a PyTorch file of tensors and nothing else"):
         import_weights(folder)
-    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Trap()))
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(trap))
     with pytest.raises(WeightsError, match=r"Expected a PyTorch file of tensors and nothing else"):
         import_weights(folder)
+    assert not trap.mark.exists()
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(WeightsError, match=r"Received: a pickled file, and torch is not installed"):
         read_tensors(folder / "pytorch_model.bin")
