@@ -8,7 +8,8 @@
 
 A checkpoint is written under a name that no reader takes, by a thread of its own, and appears by one rename after
 every byte is on the disk. It is read only if its sizes and checksums agree; a damaged one is passed over for the one
-before. `checkpoint.json` names its files, so that several processes can each write a part. Nothing is pickled.
+before. `checkpoint.json` names its files. Nothing is pickled. What several processes write together, each its part, is
+another kind of the same (`vitreous.training.sharded`); any run reads both.
 """
 
 import contextlib
@@ -33,12 +34,23 @@ from vitreous.errors import RunError, WeightsError
 from vitreous.training.recipe import Interval
 from vitreous.weights.tensors import DTYPES, read_safetensors
 
-FORMAT = 1  # raised when an older vitreous could no longer read a new checkpoint
+# Raised when an older vitreous could no longer read a new checkpoint of the kind.
+FORMAT = 1
+FORMAT_SHARDED = 2
 MAX_JSON_BYTES = 2**28
 
-_FILE = re.compile(r"arrays[a-z0-9-]*\.safetensors")
+_FILES = {
+    FORMAT: re.compile(r"arrays[a-z0-9-]*\.safetensors"),
+    # What Orbax makes: a tree of its own, and one for each process.
+    FORMAT_SHARDED: re.compile(
+        r"arrays/(_METADATA|_sharding|array_metadatas/process_\d+|(ocdbt\.process_\d+/)?(manifest\.ocdbt|d/[0-9a-f]+))"
+    ),
+}
 _NUMBER = re.compile(r"\d{6,}")
 _TYPE_NAMES = {name: kind for kind, name in DTYPES.items() if kind != "BF16"}
+
+
+Check = Callable[[Path, Mapping[str, Any]], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,14 +60,16 @@ class Checkpoint:
     Args:
         path: Its folder.
         state: Plain values, as they were saved.
-        arrays: Arrays by name, as they were saved.
+        arrays: Arrays by name, as they were saved; those of a sharded one are still to be read.
         config: The configuration of the run.
+        shapes: Of a sharded one: the shape of each array, by name.
     """
 
     path: Path
     state: dict[str, Any]
     arrays: dict[str, np.ndarray]
     config: dict[str, Any]
+    shapes: dict[str, tuple[int, ...]] | None = None
 
 
 class Checkpoints:
@@ -72,7 +86,12 @@ class Checkpoints:
         report: Called with a line of text about what is wrong, on the thread that trains.
 
     As a context manager, it waits at the end for what is being written.
+
+    Attributes:
+        is_sharded: Whether all processes save, each the parts that it holds.
     """
+
+    is_sharded = False
 
     def __init__(
         self,
@@ -143,6 +162,13 @@ class Checkpoints:
             self._thread = None
         self._tell()
 
+    def proceed(self) -> None:
+        """Goes on with a save that several processes write, where that is due; called between two steps in all."""
+
+    def finish(self) -> None:
+        """Waits until the last save is whole, or has failed, in all processes; all must call it."""
+        self.wait()
+
     def attempt(self, what: str, write: Callable[[], None]) -> None:
         """Writes something else of the run; a full disk is said, and ends nothing.
 
@@ -157,15 +183,18 @@ class Checkpoints:
         else:
             self._problems.pop(what, None)
 
-    def load(self) -> Checkpoint | None:
+    def load(self, check: Check | None = None) -> Checkpoint | None:
         """Reads the newest whole checkpoint; a damaged one is said, and passed over. None where there is none at all.
+
+        Args:
+            check: Compares the files of a sharded one, as `check_files`, which is the default.
 
         Raises:
             RunError: If all are damaged, or one was written by a newer vitreous.
         """
         for path in (found := self._list()):
             try:
-                checkpoint = read_checkpoint(path)
+                checkpoint = read_checkpoint(path, check)
             except _NewerError:
                 raise
             except RunError as error:
@@ -226,10 +255,17 @@ class Checkpoints:
         values = {name: np.asarray(array) for name, array in arrays.items()}
         if not all(np.isfinite(value).all() for value in values.values() if value.dtype.kind == "f"):
             return  # training has diverged, and the loss will say so; the last good state stays the last one
+        write_checkpoint(self._next(), state, values, self.config)
+        self._remove_old()
+
+    def _next(self) -> Path:
+        """Returns where the next checkpoint goes."""
         found = self._list()
-        number = int(found[0].name) + 1 if found else 1
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_checkpoint(self.folder / f"{number:06d}", state, values, self.config)
+        return self.folder / f"{int(found[0].name) + 1 if found else 1:06d}"
+
+    def _remove_old(self) -> None:
+        """Removes all but the last few whole checkpoints."""
         whole = [path for path in self._list() if path not in self._damaged]
         for path in [*whole[self.keep :], *self._damaged]:
             # Under a name that no reader takes first: what is half removed is no checkpoint.
@@ -258,69 +294,105 @@ def write_checkpoint(
     Raises:
         OSError: If it cannot be written; nothing is left then.
     """
-    for stale in path.parent.glob(".*.tmp"):
-        shutil.rmtree(stale, ignore_errors=True)
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = begin_folder(path)
     try:
-        temporary.mkdir()
         size, digest = _write_arrays(temporary / "arrays.safetensors", arrays)
-        content = {
-            "format": FORMAT,
-            "vitreous": __version__,
-            "files": {"arrays.safetensors": {"size": size, "sha256": digest}},
-            "state": dict(state),
-            "config": dict(config),
-        }
-        with (temporary / "checkpoint.json").open("wb", buffering=0) as file:
-            _write_whole(file, json.dumps({"sha256": _digest(content), "content": content}).encode())
-        sync_folder(temporary)
-        os.rename(temporary, path)
-        sync_folder(path.parent)
+        files = {"arrays.safetensors": {"size": size, "sha256": digest}}
+        publish_folder(path, {"format": FORMAT, "files": files, "state": dict(state), "config": dict(config)})
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
+def begin_folder(path: Path) -> Path:
+    """Returns an empty folder beside a checkpoint to be, under a name that no reader takes."""
+    for stale in path.parent.glob(".*.tmp"):
+        shutil.rmtree(stale, ignore_errors=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.mkdir()
+    return temporary
+
+
+def publish_folder(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes checkpoint.json into the folder that `begin_folder(path)` returned, and gives it its name."""
+    content = {"vitreous": __version__, **content}
+    temporary = path.with_name(f".{path.name}.tmp")
+    with (temporary / "checkpoint.json").open("wb", buffering=0) as file:
+        _write_whole(file, json.dumps({"sha256": _digest(content), "content": content}).encode())
+    sync_folder(temporary)
+    os.rename(temporary, path)
+    sync_folder(path.parent)
+
+
+def read_checkpoint(path: Path, check: Check | None = None) -> Checkpoint:
     """Reads a checkpoint; nothing in it is executed, and no memory is taken that its bytes do not fill.
 
     Args:
         path: Its folder.
+        check: Compares the files of a sharded one, as `check_files`, which is the default; its arrays are not read.
 
     Raises:
         RunError: If it is damaged, or was written by a newer vitreous.
     """
     content = _read_content(path)
-    arrays: dict[str, np.ndarray] = {}
-    for name, told in content["files"].items():
-        if not _FILE.fullmatch(name):
+    is_sharded, files = content["format"] == FORMAT_SHARDED, content["files"]
+    for name in files:
+        if not _FILES[content["format"]].fullmatch(name):
             raise _refuse(path, f"a file called {name!r}, which may lie anywhere")
+    arrays: dict[str, np.ndarray] = {}
+    if is_sharded:
+        shapes = _read_shapes(path, content.get("arrays"))
+        (check or check_files)(path, files)
+        return Checkpoint(path, content["state"], arrays, content["config"], shapes)
+    check_files(path, files)
+    for name in files:
+        try:
+            arrays |= {key: entry.read() for key, entry in read_safetensors(path / name, is_exact=True).items()}
+        except WeightsError as error:
+            raise _refuse(path, str(error)) from error
+    return Checkpoint(path, content["state"], arrays, content["config"])
+
+
+def check_files(path: Path, files: Mapping[str, Any]) -> None:
+    """Compares files with what checkpoint.json says of them.
+
+    Args:
+        path: The folder of the checkpoint.
+        files: Size and sha256 of each, by name.
+
+    Raises:
+        RunError: If one is another.
+    """
+    for name, told in files.items():
         file = path / name
-        if not file.is_file() or file.is_symlink():
+        if not file.is_file() or any(part.is_symlink() for part in (file, *file.parents[: name.count("/")])):
             raise _refuse(path, f"no file {name}")
         if not isinstance(told, dict) or file.stat().st_size != told.get("size"):
             raise _refuse(path, f"{name} of {file.stat().st_size} bytes")
         with file.open("rb") as opened:
             if hashlib.file_digest(opened, "sha256").hexdigest() != told.get("sha256"):
                 raise _refuse(path, f"{name}, whose checksum is another")
-        try:
-            arrays |= {key: entry.read() for key, entry in read_safetensors(file, is_exact=True).items()}
-        except WeightsError as error:
-            raise _refuse(path, str(error)) from error
-    return Checkpoint(path, content["state"], arrays, content["config"])
+
+
+def _read_shapes(path: Path, told: Any) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of a sharded checkpoint's arrays. Errors as for `read_checkpoint`."""
+    shapes = told.items() if isinstance(told, dict) else ()
+    if not shapes or not all(isinstance(shape, list) and all(type(n) is int for n in shape) for _, shape in shapes):
+        raise _refuse(path, "checkpoint.json without the shapes of the arrays")
+    return {name: tuple(shape) for name, shape in shapes}
 
 
 def _read_content(path: Path) -> dict[str, Any]:
     """Returns what checkpoint.json says, if it is what was written. Errors as for `read_checkpoint`."""
     content = _read_json(path)
     version = content.get("format")
-    if isinstance(version, int) and version > FORMAT:
+    if isinstance(version, int) and version > FORMAT_SHARDED:
         raise _NewerError(
-            f"Cannot read the checkpoint {path}. Expected format {FORMAT} or older. Received: format={version}, "
-            f"written by vitreous {content.get('vitreous', '?')}. Install that version."
+            f"Cannot read the checkpoint {path}. Expected format {FORMAT_SHARDED} or older. "
+            f"Received: format={version}, written by vitreous {content.get('vitreous', '?')}. Install that version."
         )
     parts = {name: content.get(name) for name in ("files", "state", "config")}
-    if version != FORMAT or not all(isinstance(part, dict) for part in parts.values()):
+    if version not in (FORMAT, FORMAT_SHARDED) or not all(isinstance(part, dict) for part in parts.values()):
         raise _refuse(path, f"a checkpoint.json with format={version!r} and {', '.join(parts)} of other types")
     return content
 

@@ -7,6 +7,7 @@ from vitreous.spec import Record, check
 
 Parallel = Literal["data", "fsdp", "tensor"]
 Devices = int | Literal["all"]
+CheckpointKind = Literal["whole", "sharded"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +20,9 @@ class DistributionConfig(Record):
         parallel: What the devices share. data: the rows of a batch (default). fsdp: also weights and optimiser, for
             models that one device does not hold. tensor: within a process the matrices of each block, among processes
             the rows.
+        checkpoints: How the state of training is saved. whole: gathered and written by the first process (default).
+            sharded: each process writes the parts that it holds, for models that one machine does not hold; needs
+            the extra orbax. Either goes on on other devices, and as the other.
         coordinator: Address of the first of several processes, HOST:PORT, the same in all; or auto: what Slurm,
             Kubernetes or Open MPI say.
         num_processes: How many processes train together, with --coordinator HOST:PORT.
@@ -33,6 +37,7 @@ class DistributionConfig(Record):
 
     devices: Devices | None = None
     parallel: Parallel | None = None
+    checkpoints: CheckpointKind | None = None
     coordinator: str | None = None
     num_processes: int | None = None
     process_id: int | None = None
@@ -70,4 +75,4 @@ class DistributionConfig(Record):
     @property
     def given(self) -> dict[str, Any]:
         """The arguments of `train` and `pretrain` among the fields."""
-        return {"devices": self.devices, "parallel": self.parallel}
+        return {"devices": self.devices, "parallel": self.parallel, "checkpoints": self.checkpoints}

@@ -59,6 +59,7 @@ class Layout:
         self.is_spread = devices is not None
         self.process_index, self.num_processes, self.unit, self.num_devices = 0, 1, 1, 1
         self._pending: Any = None
+        self._pending_all: Any = None
         self._has_met = self._has_begun = False
         if devices is None:
             return
@@ -234,18 +235,30 @@ class Layout:
         """
         if self.num_processes == 1:
             return flags
-        import jax
-        from jax.sharding import NamedSharding, PartitionSpec
-
-        count = self.num_devices // self.num_processes
-        rows = np.tile(np.array(flags, "int32"), (count, 1))
-        sharding = NamedSharding(self._rows_of_devices, PartitionSpec("device"))
-        now = self._most(jax.make_array_from_process_local_data(sharding, rows))
-        before, self._pending = self._pending, now
+        before, self._pending = self._pending, self._ask(flags)
         answer = tuple(bool(flag) for flag in np.asarray(before)) if before is not None else (False,) * len(flags)
         if any(answer):
             self._pending = None
         return answer
+
+    def agree_all(self, flag: bool) -> bool:
+        """Returns whether the flag was set in every process at the call before, as `agree` does."""
+        if self.num_processes == 1:
+            return flag
+        before, self._pending_all = self._pending_all, self._ask((not flag,))
+        answer = before is not None and not np.asarray(before).any()
+        if answer:
+            self._pending_all = None
+        return answer
+
+    def _ask(self, flags: tuple[bool, ...]) -> Any:
+        """Returns which flags are set in any process, still to be computed."""
+        import jax
+        from jax.sharding import NamedSharding, PartitionSpec
+
+        rows = np.tile(np.array(flags, "int32"), (self.num_devices // self.num_processes, 1))
+        sharding = NamedSharding(self._rows_of_devices, PartitionSpec("device"))
+        return self._most(jax.make_array_from_process_local_data(sharding, rows))
 
     def share(self, value: Any) -> Any:
         """Returns the first process's value, fit for JSON, in all of them."""

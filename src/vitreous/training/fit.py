@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -27,6 +26,7 @@ from vitreous.training.optimizer import Optimizer
 from vitreous.training.progress import Reporter, Status, format_seconds
 from vitreous.training.recipe import Interval, OnNan, OptimizerConfig
 from vitreous.training.schedules import average_decay, learning_rates
+from vitreous.training.sharded import load_checkpoint, read_arrays
 from vitreous.training.step import Step, create_step
 
 _EVALUATIONS = 50  # at most so many while training, and one at the end
@@ -258,7 +258,8 @@ class _Loop:
     def __post_init__(self) -> None:
         self.state = _State()
         self.stream = self.train.stream()
-        self.best_weights: list[np.ndarray] | None = None
+        self.is_sharded = self.checkpoints is not None and self.checkpoints.is_sharded
+        self.best_weights: list[Any] | None = None  # arrays of NumPy; as they lie on devices where checkpoints do
         self.is_interrupted = False  # in any process
         self.start = time.monotonic()
         # A step's rate is that of its middle, never 0.
@@ -292,7 +293,12 @@ class _Loop:
         state = self.state
         if not self.is_interrupted:
             self.save(is_periodic=True)  # so that measuring and drawing alone are done again if they are cut short
+        if self.checkpoints is not None and self.layout.num_processes > 1:
+            self.checkpoints.finish()
         broken = self.gather_broken()  # before one process leaves the others
+        best_weights = None
+        if self.best_weights is not None and state.best_row not in (None, len(state.rows) - 1):
+            best_weights = [self.layout.gather(weight) for weight in self.best_weights]
         if self.interrupt.is_terminated:
             raise Terminated
         self.train.broken.update(broken["broken"])
@@ -305,7 +311,7 @@ class _Loop:
             is_interrupted=self.is_interrupted,
             is_stopped=state.is_stopped,
             best_row=state.best_row,
-            best_weights=None if state.best_row in (None, len(state.rows) - 1) else self.best_weights,
+            best_weights=best_weights,
             recoveries=state.recoveries,
         )
 
@@ -320,6 +326,8 @@ class _Loop:
             )
             if is_terminated:
                 raise Terminated
+            if self.checkpoints is not None:
+                self.checkpoints.proceed()
             if is_set and not self.is_interrupted:
                 self.is_interrupted = True
                 self.save(is_periodic=True)  # without the row that Ctrl-C adds: what is resumed knows of no break
@@ -432,7 +440,7 @@ class _Loop:
                 row |= {f"val_{name}": value for name, value in found.values.items()}
                 if state.best_score is None or found.score > state.best_score:
                     state.best_score, state.best_epoch, state.best_row = found.score, state.epoch, len(state.rows)
-                    self.best_weights = self.step.get_average()
+                    self.best_weights = self.step.copy_average() if self.is_sharded else self.step.get_average()
             state.evaluation_seconds = time.monotonic() - evaluation_start
         row["seconds"] = self.get_seconds()
         state.rows.append(row)
@@ -467,10 +475,12 @@ class _Loop:
         self.state.seconds = self.get_seconds()
         values = vars(self.state) | {name: float(getattr(self.state, name)) for name in ("loss_sum", "correct_sum")}
         loader = self.gather_broken()
-        arrays = self.step.snapshot()
-        if not self.layout.is_first:
-            return
+        arrays = self.step.snapshot_parts() if self.is_sharded else self.step.snapshot()
         arrays |= {f"best/{place:04d}": weight for place, weight in enumerate(self.best_weights or [])}
+        if self.is_sharded and not self.step.is_finite(arrays):
+            return  # as `Checkpoints` has it
+        if not self.is_sharded and not self.layout.is_first:
+            return
         self.checkpoints.save(
             # Rows and the like grow while the checkpoint is written.
             {"loop": copy.deepcopy(values), "stream": self.stream.state(), "loader": loader},
@@ -478,6 +488,7 @@ class _Loop:
             num_steps=self.state.num_steps,
         )
         if is_last:
+            self.checkpoints.finish()
             self.checkpoints.wait()
 
     def gather_broken(self) -> dict[str, Any]:
@@ -489,15 +500,8 @@ class _Loop:
         }
 
     def load(self) -> Checkpoint | None:
-        """Returns the newest whole checkpoint, which the first process has read, in all."""
-        found = self.checkpoints.load() if self.checkpoints and self.layout.is_first else None
-        if self.layout.num_processes == 1:
-            return found
-        told = self.layout.share(found and [str(found.path), found.state, found.config])
-        if told is None:
-            return None
-        path, state, config = told
-        return Checkpoint(Path(path), state, self.layout.share_arrays(found.arrays if found else {}), config)
+        """Returns the newest whole checkpoint, in all processes."""
+        return load_checkpoint(self.checkpoints, self.layout) if self.checkpoints is not None else None
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Goes to where a checkpoint was taken."""
@@ -513,9 +517,18 @@ class _Loop:
             ) from error
         if state.best_score is not None:
             state.best_score = tuple(state.best_score)
-        best = sorted(name for name in checkpoint.arrays if name.startswith("best/"))
-        self.step.restore({name: array for name, array in checkpoint.arrays.items() if name not in best})
-        self.best_weights = [checkpoint.arrays[name] for name in best] or None
+        best = sorted(name for name in checkpoint.shapes or checkpoint.arrays if name.startswith("best/"))
+        arrays = checkpoint.arrays
+        if checkpoint.shapes is not None:
+            self.step.check_shapes({name: shape for name, shape in checkpoint.shapes.items() if name not in best})
+            arrays = read_arrays(checkpoint, self.step.get_places(len(best)), self.layout)
+        self.step.restore({name: array for name, array in arrays.items() if name not in best})
+        self.best_weights = [arrays[name] for name in best] or None
+        if self.best_weights and self.is_sharded != (checkpoint.shapes is not None):
+            gather = self.layout.gather
+            self.best_weights = (
+                self.step.place_average(self.best_weights) if self.is_sharded else [*map(gather, self.best_weights)]
+            )
         self.stream.restore(stream)
         self.train.broken.update(broken)
         self.train.num_replaced = num_replaced if self.layout.is_first else 0
@@ -540,6 +553,7 @@ class _Loop:
         recoveries, step = self.state.recoveries, self.state.num_steps
         if self.on_nan != "back" or self.checkpoints is None or len(recoveries) == _MAX_RECOVERIES:
             raise error
+        self.checkpoints.finish()
         self.checkpoints.wait()
         checkpoint = self.load()
         if checkpoint is None:

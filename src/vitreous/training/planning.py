@@ -1,12 +1,13 @@
 """What a training run will do: its recipe settled for the data, its model, and all of it in words."""
 
 import dataclasses
+import hashlib
 import importlib
 import platform
 import shlex
 import sys
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -326,8 +327,16 @@ def describe_run(
     }
 
 
-def identity_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what must be the same in all processes that train together, of what `describe_run` returned."""
+def identity_of(
+    config: Mapping[str, Any], *, weights: Sequence[np.ndarray] | None = None, checkpoints: str | None = None
+) -> dict[str, Any]:
+    """Returns what must be the same in all processes that train together.
+
+    Args:
+        config: What `describe_run` returned.
+        weights: Those to start from.
+        checkpoints: Which kind of them is written.
+    """
     data, versions = config["data"], config["versions"]
     return {
         "seed": config["seed"],
@@ -337,9 +346,19 @@ def identity_of(config: Mapping[str, Any]) -> dict[str, Any]:
         "data (fingerprint)": data["fingerprint"],
         **{f"the version of {name}": versions[name] for name in ("vitreous", "keras", "backend")},
         "precision": versions["policy"],
+        "the weights to start from": None if weights is None else _fingerprint(weights),
         "the weights of the teacher": config.get("teacher_fingerprint"),
+        "the kind of checkpoints": checkpoints or "whole",
         "the devices": config.get("distribution"),
     }
+
+
+def _fingerprint(weights: Sequence[np.ndarray]) -> str:
+    """Returns a sha256 of weights: about a second for a billion bytes."""
+    digest = hashlib.sha256()
+    for weight in weights:
+        digest.update(np.ascontiguousarray(weight).data.cast("B") if weight.size else b"")
+    return digest.hexdigest()
 
 
 def _root(dataset: Dataset) -> str:

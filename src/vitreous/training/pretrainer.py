@@ -22,7 +22,7 @@ from vitreous.registry import count_parameters, get_spec
 from vitreous.spec import InputSpec, ModelSpec
 from vitreous.training.batch_search import find_batch_size, scale_learning_rate
 from vitreous.training.checkpoint import Checkpoints
-from vitreous.training.devices import Devices, Parallel
+from vitreous.training.devices import CheckpointKind, Devices, Parallel
 from vitreous.training.distribute import Layout
 from vitreous.training.fit import Evaluation, History, Interrupt, fit
 from vitreous.training.masked import MaskedAutoencoder, reconstruction_loss
@@ -90,6 +90,7 @@ def pretrain(
     track: str | Tracker | Sequence[str | Tracker] = (),
     devices: Devices | None = None,
     parallel: Parallel | None = None,
+    checkpoints: CheckpointKind | None = None,
     **changes: Any,
 ) -> Run:
     """Trains an encoder on images without labels and leaves a run folder to start a classifier from.
@@ -111,6 +112,7 @@ def pretrain(
         track: What follows the run, as for `train`.
         devices: As for `train`.
         parallel: As for `train`.
+        checkpoints: As for `train`.
         **changes: Fields of `DataConfig` and of `Recipe`, as for `train`.
 
     Returns:
@@ -182,9 +184,12 @@ def _prepare(
         name = f"{dataset.name}-pretrained"
         writer = open_writer(out, name, overwrite=overwrite, resume=resume, reporter=reporter)
         with unfinished(writer, reporter, trackers):
-            checkpoints, config = open_checkpoints(writer, config, settled, resume=resume, reporter=reporter)
+            kind = call["checkpoints"]
+            checkpoints, config = open_checkpoints(
+                writer, config, settled, resume=resume, reporter=reporter, layout=layout, kind=kind
+            )
             writer.write_call(describe_call("pretrain", call))
-            layout.meet(identity_of(config))
+            layout.meet(identity_of(config, checkpoints=kind))
             path = layout.share(str(writer.path))
             say_plan(reporter, dataset, recipe_name, settled, spec, policy, layout)
             writer.write_text("config.toml", CONFIG_HEAD + tomli_w.dumps(without_none(config)))

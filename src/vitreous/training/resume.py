@@ -14,16 +14,21 @@ from vitreous.data import BUILT_IN, Dataset
 from vitreous.errors import ConfigError, DataError, MissingPathError, RunError, RunExistsError, VitreousError
 from vitreous.spec import Record
 from vitreous.training.checkpoint import Checkpoints
+from vitreous.training.devices import CheckpointKind, DistributionConfig
 from vitreous.training.distribute import Layout, create_layout
 from vitreous.training.planning import free_path, without_none
 from vitreous.training.progress import Reporter
 from vitreous.training.recipe import Interval, MaskedConfig, Recipe, parse_interval
 from vitreous.training.run import Resume, Run, RunWriter, load_run, partial_folder
+from vitreous.training.sharded import ShardedCheckpoints, check_orbax
 from vitreous.training.trackers import Trackers
 
 # Options that change no number of a run.
 _FREE = ("recipe.checkpoint_every", "recipe.keep_checkpoints", "recipe.on_nan", "recipe.cache", "recipe.max_bad")
-FREE_ARGUMENTS = ("checkpoint_every", "keep_checkpoints", "on_nan", "cache", "max_bad", "devices", "parallel", "track")
+FREE_ARGUMENTS = (
+    *("checkpoint_every", "keep_checkpoints", "on_nan", "cache", "max_bad", "devices", "parallel", "checkpoints"),
+    "track",
+)
 _NOT_OPTIONS = (*_FREE, "command", "recipe_name", "data.root", "data.notes")
 _NOT_CALLED = ("out", "resume", "reporter")
 _PLACES = ("data", "recipe", "pretrained", "teacher")  # arguments that may be paths
@@ -166,7 +171,14 @@ def read_call(path: str | Path) -> dict[str, Any]:
 
 
 def open_checkpoints(
-    writer: RunWriter, config: dict[str, Any], recipe: Recipe, *, resume: Resume, reporter: Reporter
+    writer: RunWriter,
+    config: dict[str, Any],
+    recipe: Recipe,
+    *,
+    resume: Resume,
+    reporter: Reporter,
+    layout: Layout,
+    kind: CheckpointKind | None = None,
 ) -> tuple[Checkpoints, dict[str, Any]]:
     """Returns the checkpoints of a run, after comparing what is asked for with what lies there, and its configuration.
 
@@ -176,6 +188,8 @@ def open_checkpoints(
         recipe: As it was settled.
         resume: As `train` was given it.
         reporter: Where it is said what is done.
+        layout: The processes that train.
+        kind: `"whole"` or `"sharded"`. Default: whole.
 
     Returns:
         The checkpoints, and `config`; of a run that is resumed with the command that began it.
@@ -185,13 +199,16 @@ def open_checkpoints(
         DataError: If the data do.
     """
     plain = tomllib.loads(tomli_w.dumps(without_none(config)))
-    checkpoints = Checkpoints(
-        writer.checkpoints,
-        interval=parse_interval(recipe.checkpoint_every),
-        keep=recipe.keep_checkpoints,
-        config=plain,
-        report=reporter.warn,
-    )
+    options: dict[str, Any] = {
+        "interval": parse_interval(recipe.checkpoint_every),
+        "keep": recipe.keep_checkpoints,
+        "config": plain,
+        "report": reporter.warn,
+    }
+    if kind == "sharded":
+        checkpoints: Checkpoints = ShardedCheckpoints(writer.checkpoints, layout=layout, **options)
+    else:
+        checkpoints = Checkpoints(writer.checkpoints, **options)
     found = checkpoints.load_config()
     if found is None:
         if resume == "only":
@@ -230,6 +247,8 @@ def train_together(prepare: Callable[..., Run], call: Mapping[str, Any], changes
         changes: Those that change the recipe.
     """
     layout = create_layout(call["devices"], call["parallel"])
+    if DistributionConfig(checkpoints=call["checkpoints"]).checkpoints == "sharded":  # says what is neither
+        check_orbax()
     reporter, track = (call["reporter"], call["track"]) if layout.is_first else (None, ())
     reporter = reporter or Reporter()
     with layout.together(), _place_of_process(layout, call["out"], call["resume"]) as (out, resume):

@@ -153,19 +153,45 @@ class Step:
         Raises:
             RunError: If they are of another model or optimiser.
         """
-        variables = {_place(name): variable for name, variable in self._named().items()}
         values = {_place(name): array for name, array in arrays.items()}
-        for place in dict.fromkeys([*variables, *values]):
+        self.check_shapes({place: array.shape for place, array in values.items()})
+        for name, variable in self._named().items():
+            variable.assign(values[_place(name)])
+        self.take()
+
+    def check_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Raises `RunError` if saved arrays, their shapes by part and place, are of another model or optimiser."""
+        variables = {_place(name): variable for name, variable in self._named().items()}
+        for place in dict.fromkeys([*variables, *shapes]):
             expected = tuple(variables[place].shape) if place in variables else None
-            received = values[place].shape if place in values else None
+            received = shapes.get(place)
             if expected != received:
                 raise RunError(
                     f"Cannot restore the state of training. Expected {place} of shape {expected}. "
                     f"Received: shape={received}. The checkpoint is of another model, or of another vitreous."
                 )
-        for place, variable in variables.items():
-            variable.assign(values[place])
-        self.take()
+
+    # What sharded checkpoints need, on jax alone: arrays as they lie on devices, nothing gathered.
+
+    def snapshot_parts(self) -> dict[str, Any]:
+        """Returns what `snapshot` does, by part and place alone, as it lies."""
+        raise NotImplementedError
+
+    def is_finite(self, arrays: Mapping[str, Any]) -> bool:
+        """Whether arrays hold nothing but numbers, wherever they lie; all processes must ask for it."""
+        raise NotImplementedError
+
+    def copy_average(self) -> list[Any]:
+        """Returns what `get_average` does, as it lies."""
+        raise NotImplementedError
+
+    def place_average(self, weights: list[Any]) -> list[Any]:
+        """Returns whole weights as `copy_average` has them."""
+        raise NotImplementedError
+
+    def get_places(self, num_best: int) -> dict[str, Any]:
+        """Returns the sharding of each array of `snapshot_parts`, and of so many best weights beside them."""
+        raise NotImplementedError
 
     def _named(self) -> dict[str, Any]:
         """Returns the variables under a name to save each by: part, place, and path for whoever looks into the file."""
@@ -216,6 +242,7 @@ class JaxStep(Step):
         """Takes the state out of the Keras variables."""
         import jax
 
+        self._check: Any = None
         use_compile_cache()
         model, optimizer, teacher = self.model, self.optimizer, self.teacher
         places = {id(variable): i for i, variable in enumerate(model.non_trainable_variables)}
@@ -299,13 +326,18 @@ class JaxStep(Step):
             self.state = jax.tree.map(lambda v: jax.numpy.array(v.value), self._variables())
             return
         layout = self.layout
+
+        def put(value: Any, spec: Any) -> Any:
+            if isinstance(value, jax.Array) and value.sharding == layout.sharding(spec):  # of a sharded checkpoint
+                return self.copy(value)
+            return layout.place(layout.gather(value), spec)
+
         self.state = tuple(
-            [layout.place(layout.gather(v.value), spec) for v, spec in zip(variables, specs, strict=True)]
+            [put(v.value, spec) for v, spec in zip(variables, specs, strict=True)]
             for variables, specs in zip(self._variables(), self.specs, strict=True)
         )
         for variable in self.average.non_trainable_variables:  # predictions read them where they are
-            value = layout.gather(variable.value)
-            variable.assign(layout.place(value, layout.spec(variable.path, value.shape)))
+            variable.assign(put(variable.value, layout.spec(variable.path, tuple(variable.shape))))
         self.synchronize()  # no device is left with a second copy, and a whole one
 
     def _variables(self) -> tuple[list[Any], ...]:
@@ -336,6 +368,67 @@ class JaxStep(Step):
                 # One by one: no more than one array is there three times.
                 variable.assign(value if self.layout.is_spread else jax.numpy.array(value))
 
+    def snapshot_parts(self) -> dict[str, Any]:
+        """Returns all that training has changed, as for `Step`."""
+        if not self.layout.is_spread:
+            return {_place(name): array for name, array in super().snapshot().items()}
+        return {_place(name): array for name, array in self._copies().items()}
+
+    def is_finite(self, arrays: Mapping[str, Any]) -> bool:
+        """Whether there are only numbers, as for `Step`."""
+        import jax
+
+        def check(values: list[Any]) -> Any:
+            return jax.numpy.stack([jax.numpy.isfinite(value).all() for value in values]).all()
+
+        if self._check is None:
+            whole = self.layout.sharding(jax.sharding.PartitionSpec()) if self.layout.is_spread else None
+            self._check = jax.jit(check, out_shardings=whole)
+        return bool(self._check(list(arrays.values())))
+
+    def copy_average(self) -> list[Any]:
+        """Returns the averaged weights, as for `Step`."""
+        values = [variable.value for variable in self.average.weights]
+        return self.copy(values) if self.layout.is_spread else values
+
+    def place_average(self, weights: list[Any]) -> list[Any]:
+        """Returns weights as `copy_average` has them, as for `Step`."""
+        import jax
+
+        if not self.layout.is_spread:
+            return [jax.numpy.array(weight) for weight in weights]
+        specs = [self.layout.spec(variable.path, tuple(variable.shape)) for variable in self.average.weights]
+        return [self.layout.place(weight, spec) for weight, spec in zip(weights, specs, strict=True)]
+
+    def get_places(self, num_best: int) -> dict[str, Any]:
+        """Returns where arrays are to lie, as for `Step`."""
+        import jax
+
+        def place(variable: Any) -> Any:
+            if self.layout.is_spread:
+                return self.layout.sharding(specs.get(id(variable), whole))
+            return jax.sharding.SingleDeviceSharding(next(iter(variable.value.devices())))
+
+        whole = jax.sharding.PartitionSpec()
+        specs = {
+            id(variable): self.layout.spec(variable.path, tuple(variable.shape)) for variable in self.average.weights
+        }
+        if self.layout.is_spread:
+            for variables, parts in zip(self._variables(), self.specs, strict=True):
+                specs |= {id(variable): spec for variable, spec in zip(variables, parts, strict=True)}
+        places = {_place(name): place(variable) for name, variable in self._named().items()}
+        best = self.average.weights[:num_best]
+        return places | {f"best/{i:04d}": place(variable) for i, variable in enumerate(best)}
+
+    def _copies(self) -> dict[str, Any]:
+        """Returns the arrays of a spread state, which the next step leaves alone."""
+        copies = {
+            id(variable): value
+            for variables, values in zip(self._variables(), self.copy(self.state), strict=True)
+            for variable, value in zip(variables, values, strict=True)
+        }
+        return {name: copies.get(id(variable), variable.value) for name, variable in self._named().items()}
+
     def snapshot(self) -> dict[str, Any]:
         """Returns all that training has changed, as for `Step`."""
         layout = self.layout
@@ -345,12 +438,7 @@ class JaxStep(Step):
             self.synchronize()
             gathered = {name: layout.gather(variable.value) for name, variable in self._named().items()}
             return gathered if layout.is_first else {}
-        copies = {
-            id(variable): value
-            for variables, values in zip(self._variables(), self.copy(self.state), strict=True)
-            for variable, value in zip(variables, values, strict=True)
-        }
-        return {name: copies.get(id(variable), variable.value) for name, variable in self._named().items()}
+        return self._copies()
 
 
 class TorchStep(Step):

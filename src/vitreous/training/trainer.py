@@ -22,7 +22,7 @@ from vitreous.spec import ModelSpec
 from vitreous.training.batch_search import find_batch_size, scale_learning_rate
 from vitreous.training.card import describe_results
 from vitreous.training.checkpoint import Checkpoints
-from vitreous.training.devices import Devices, Parallel
+from vitreous.training.devices import CheckpointKind, Devices, Parallel
 from vitreous.training.distillation import DistillationLoss, load_teacher
 from vitreous.training.distribute import Layout
 from vitreous.training.fit import History, Interrupt, fit
@@ -77,6 +77,7 @@ def train(
     track: str | Tracker | Sequence[str | Tracker] = (),
     devices: Devices | None = None,
     parallel: Parallel | None = None,
+    checkpoints: CheckpointKind | None = None,
     **changes: Any,
 ) -> Run:
     """Trains a classifier on labelled images and leaves a run folder.
@@ -105,6 +106,9 @@ def train(
             `join_processes`, all.
         parallel: What they share: `"data"`, the rows of a batch; `"fsdp"`, weights and optimiser too; `"tensor"`, the
             matrices of each block. Default: `"data"`.
+        checkpoints: How the state of training is saved: `"whole"`, gathered and written by the first process; or
+            `"sharded"`, each process the parts that it holds, for models that one machine does not hold. A run goes on
+            from either as either. Default: `"whole"`.
         **changes: Fields of `DataConfig` (`val_fraction=0.2`, `label_column="species"`), and fields of `Recipe` that
             differ from the recipe's; nested ones as dicts (`optimizer={"learning_rate": 3e-4}`). A `batch_size` of
             `"auto"` is the largest that is worth its memory (`vitreous.training.batch_search`); the learning rate then
@@ -122,7 +126,7 @@ def train(
         TrainingError: If the loss is no longer finite.
         WeightsError: If `pretrained` or `teacher` cannot be imported.
         RunError: If `teacher` is a run that is not whole, or has no classes.
-        MissingDependencyError: If the package of a tracker is not installed.
+        MissingDependencyError: If the package of a tracker is not installed, or Orbax for sharded checkpoints.
 
     Example:
 
@@ -193,9 +197,12 @@ def _prepare(
             if isinstance(loss, DistillationLoss):
                 config["teacher"] = loss.teacher.name
                 config["teacher_fingerprint"] = loss.teacher.fingerprint
-            checkpoints, config = open_checkpoints(writer, config, settled, resume=resume, reporter=reporter)
+            kind = call["checkpoints"]
+            checkpoints, config = open_checkpoints(
+                writer, config, settled, resume=resume, reporter=reporter, layout=layout, kind=kind
+            )
             writer.write_call(describe_call("train", call))
-            layout.meet(identity_of(config))
+            layout.meet(identity_of(config, weights=weights, checkpoints=kind))
             path = layout.share(str(writer.path))
             with checkpoints:
                 plan = (dataset, loader, settled, spec, weights, loss, config)
