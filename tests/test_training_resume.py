@@ -193,7 +193,7 @@ def test_other_options_and_other_data(folder, tmp_path):
     said = Said()
     run = vitreous.train(root, out=out, overwrite=True, reporter=said, **{**OPTIONS, "epochs": 1})
     assert run.config["recipe"]["epochs"] == 1
-    assert any("--overwrite was given: the unfinished run is removed" in line for line in said.lines)
+    assert any("It may be overwritten: the unfinished run is removed" in line for line in said.lines)
     assert not any(line.startswith("Resumed") for line in said.lines)
     assert {path.name for path in tmp_path.iterdir()} == {"data", "run"}
 

@@ -464,6 +464,9 @@ def join_processes(
         )
     import jax
 
+    # jax would take SIGTERM for a wish to be asked about, and go on: from here until training hears it itself.
+    if hasattr(jax.config, "jax_enable_preemption_service"):
+        jax.config.update("jax_enable_preemption_service", False)
     address: dict[str, Any] = {}
     if coordinator != "auto":  # a process then has all devices that it sees, also where a scheduler numbers processes
         address = {"coordinator_address": coordinator, "cluster_detection_method": "deactivate"}

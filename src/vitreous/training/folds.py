@@ -129,7 +129,7 @@ def train_folds(
             data,
             out=place,
             seed=seed,
-            overwrite=overwrite or is_resumed,
+            overwrite=overwrite or (is_resumed and is_run(place)),  # finished, but not noted as such
             reporter=reporter,
             **{**changes, "num_folds": num_folds, "fold": fold},
         )

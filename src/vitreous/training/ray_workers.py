@@ -13,7 +13,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from vitreous.errors import ConfigError, MissingDependencyError, TrainingError
+from vitreous.errors import (
+    ClusterError,
+    ConfigError,
+    MissingDependencyError,
+    RunError,
+    TrainingError,
+    VitreousError,
+)
 from vitreous.training.devices import DistributionConfig
 from vitreous.training.distribute import join_processes
 from vitreous.training.progress import LineReporter, Reporter
@@ -21,6 +28,7 @@ from vitreous.training.resume import describe_call
 from vitreous.training.run import Run, RunWriter, load_run
 
 _NAME = "vitreous"
+_REFUSED = "refused-"
 
 
 def train_on_ray(
@@ -78,7 +86,7 @@ def train_on_ray(
         resources: dict[str, float] = {"CPU": 1, **({"GPU": num_gpus} if num_gpus else {})}
         trainer = JaxTrainer(
             _work,
-            train_loop_config={"call": json.dumps(call), "out": str(place)},
+            train_loop_config={"call": json.dumps(call), "out": str(place), "storage": str(storage)},
             scaling_config=ray_train.ScalingConfig(
                 num_workers=num_workers, use_gpu=num_gpus > 0, resources_per_worker=resources
             ),
@@ -91,6 +99,7 @@ def train_on_ray(
             ),
         )
         trainer.fit()
+        _raise_refusal(storage)
     except ray_train.TrainingFailedError as error:
         raise TrainingError(
             f"Cannot go on training on Ray. Expected the workers to end. Received: {_last_line(error)} "
@@ -133,8 +142,31 @@ def _check_resources(found: Mapping[str, float], num_workers: int, num_gpus: int
             )
 
 
+def _raise_refusal(storage: Path) -> None:
+    """Raises `TrainingError` with what a worker was refused for; the cause before what others say of it."""
+    told = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(storage.glob(f"{_REFUSED}*"))]
+    if told:
+        raise TrainingError(min(told, key=lambda each: bool(each["is_hearsay"]))["error"])
+
+
 def _work(settings: dict[str, Any]) -> None:
-    """What each worker does."""
+    """What each worker does; one that is refused ends quietly: beginning again would not help."""
+    import ray.train
+
+    rank = ray.train.get_context().get_world_rank()
+    try:
+        _train_in_worker(settings)
+    except (RunError, ClusterError):
+        raise  # a lock of a worker that is still dying, a disk that is full for now
+    except VitreousError as error:
+        told = {"error": str(error), "is_hearsay": isinstance(error, TrainingError)}
+        path = Path(settings["storage"], f"{_REFUSED}{rank:06d}.json")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(told), encoding="utf-8")
+
+
+def _train_in_worker(settings: dict[str, Any]) -> None:
+    """Joins the other workers, and trains."""
     import ray.train
     import ray.train.collective
 

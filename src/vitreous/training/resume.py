@@ -219,7 +219,7 @@ def open_checkpoints(
     except (ConfigError, DataError) as error:
         if not writer.overwrite or resume == "only":
             raise
-        reporter.warn(f"{error} --overwrite was given: the unfinished run is removed, and this one begins anew.")
+        reporter.warn(f"{error} It may be overwritten: the unfinished run is removed, and this one begins anew.")
         writer.clear()
         return checkpoints, config
     config = {**config, "command": found.get("command", config["command"])}
