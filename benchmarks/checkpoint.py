@@ -4,6 +4,10 @@ Two measures, on noise: the time for which a save holds up the loop (the copy of
 slow down that run while a save is being written. Both for one save, as a share of the default interval.
 
     python benchmarks/checkpoint.py --model vit_tiny_patch16_224 --batch-size 8
+
+On several devices, whole or sharded (a CPU passes for four with XLA_FLAGS=--xla_force_host_platform_device_count=4):
+
+    python benchmarks/checkpoint.py --devices 4 --parallel fsdp --checkpoints sharded
 """
 
 import argparse
@@ -25,6 +29,9 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--steps", type=int, default=30, help="between two saves")
     parser.add_argument("--saves", type=int, default=3)
+    parser.add_argument("--devices", type=int)
+    parser.add_argument("--parallel", choices=("data", "fsdp", "tensor"))
+    parser.add_argument("--checkpoints", choices=("whole", "sharded"), default="whole")
     parser.add_argument("--out", help="folder on the disk to measure; default: for temporary files")
     arguments = parser.parse_args()
     import keras
@@ -33,11 +40,14 @@ def main() -> None:
     from vitreous.model import create_model
     from vitreous.spec import InputSpec
     from vitreous.training.checkpoint import Checkpoints
+    from vitreous.training.distribute import create_layout
     from vitreous.training.losses import Loss
     from vitreous.training.optimizer import create_optimizer
     from vitreous.training.recipe import Interval, OptimizerConfig, Recipe, parse_interval
+    from vitreous.training.sharded import ShardedCheckpoints, read_arrays
     from vitreous.training.step import create_step
 
+    layout, is_sharded = create_layout(arguments.devices, arguments.parallel), arguments.checkpoints == "sharded"
     model, average = (create_model(arguments.model, num_classes=10) for _ in range(2))
     size, rng = model.config.image_size, np.random.default_rng(0)
     images = rng.integers(0, 256, (arguments.batch_size, *size, 3), "uint8")
@@ -49,6 +59,7 @@ def main() -> None:
         create_optimizer(model, OptimizerConfig()),
         input_spec=InputSpec(image_size=size),
         loss=Loss(10),
+        layout=layout,
     )
 
     def take_step() -> float:
@@ -60,17 +71,29 @@ def main() -> None:
     take_step(), take_step()
     plain, beside, held, written = [], [], [], []
     with tempfile.TemporaryDirectory(dir=arguments.out) as folder:
-        checkpoints = Checkpoints(folder, interval=Interval())
+        checkpoints: Checkpoints = Checkpoints(folder, interval=Interval())
+        if is_sharded:
+            checkpoints = ShardedCheckpoints(folder, interval=Interval(), layout=layout)
+            checkpoints.save({}, step.snapshot_parts(), num_steps=0)  # imports Orbax
+            checkpoints.wait()
         for number in range(arguments.saves):
             plain += [take_step() for _ in range(arguments.steps)]
             start = time.perf_counter()
-            checkpoints.save({}, step.snapshot(), num_steps=number)
+            arrays = step.snapshot_parts() if is_sharded else step.snapshot()
+            if is_sharded:
+                step.is_finite(arrays)
+            checkpoints.save({}, arrays, num_steps=number)
             held.append(time.perf_counter() - start)
             while checkpoints.is_writing:
                 beside.append(take_step())
             written.append(time.perf_counter() - start)
             checkpoints.wait()
-        num_bytes = sum(path.stat().st_size for path in max(Path(folder).iterdir()).iterdir())
+        num_bytes = sum(path.stat().st_size for path in max(Path(folder).iterdir()).rglob("*") if path.is_file())
+        start = time.perf_counter()
+        found = checkpoints.load()
+        assert found is not None
+        step.restore(found.arrays if not is_sharded else read_arrays(found, step.get_places(0), layout))
+        loaded = time.perf_counter() - start
     usual = statistics.median(plain)
     lost = sum(max(seconds - usual, 0) for seconds in beside) / arguments.saves
     interval = parse_interval(Recipe().checkpoint_every).seconds or 0.0

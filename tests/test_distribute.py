@@ -4,6 +4,7 @@ import contextlib
 import csv
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -43,7 +44,7 @@ OPTIONS = {
     "checkpoint_every": "2 steps",
 }
 PRELUDE = """
-import json, sys
+import json, sys, time
 from pathlib import Path
 import numpy as np
 import vitreous
@@ -150,6 +151,8 @@ from vitreous.training.progress import Reporter
 
 class Crash(Reporter):
     def row(self, row):
+        while list(out.parent.glob(".sharded.partial/checkpoints/.*")):  # there is more than one at the end
+            time.sleep(0.01)
         if row["epoch"] == 2:
             raise RuntimeError("crash")
 
@@ -162,10 +165,11 @@ for impossible in (
         impossible()
     except ConfigError as error:
         print(error)
-try:
-    vitreous.train(folder, out=out, devices=4, parallel="fsdp", reporter=Crash(), **OPTIONS)
-except RuntimeError as error:
-    print(error)
+for place, kind in ((out, None), (out.with_name("sharded"), "sharded")):
+    try:
+        vitreous.train(folder, out=place, devices=4, parallel="fsdp", checkpoints=kind, reporter=Crash(), **OPTIONS)
+    except RuntimeError as error:
+        print(error)
 """
 
 
@@ -190,8 +194,8 @@ def test_four_devices_compute_what_one_does(four):
 
 @needs_jax
 def test_a_run_of_four_devices_goes_on_on_one(folder, alone, four):
-    (_, *refused, last), out = four
-    assert last == "crash"
+    (_, *refused, first, last), out = four
+    assert first == last == "crash"
     assert refused == [
         "Cannot train on 5 devices. Expected from 1 to 4, which jax sees (cpu). Received: devices=5. Pass fewer; with "
         "XLA_FLAGS=--xla_force_host_platform_device_count=N a CPU passes for N devices.",
@@ -208,6 +212,43 @@ def test_a_run_of_four_devices_goes_on_on_one(folder, alone, four):
     assert any(line.startswith("Resumed  at step") for line in said)
     assert any("The run was begun on other devices (parallel fsdp, now None; num_devices 4" in line for line in said)
     assert "distribution" not in run.config
+
+
+RESUME = """
+import shutil
+
+for parallel, kind in (("fsdp", "sharded"), ("data", None)):
+    place = out.with_name(f"on-{parallel}")
+    shutil.copytree(out.with_name(".sharded.partial"), place.with_name(f".{place.name}.partial"))
+    vitreous.train(folder, out=place, devices=2, parallel=parallel, checkpoints=kind, **OPTIONS)
+"""
+
+
+@needs_jax
+def test_sharded_checkpoints_of_four_devices_go_on_anywhere(folder, alone, four, tmp_path):
+    """On two devices, cut otherwise and not at all; and on one, from the one before the last, which is damaged."""
+    pytest.importorskip("orbax.checkpoint")
+    _, out = four
+    partial = out.with_name(".sharded.partial")
+    places = sorted((partial / "checkpoints").iterdir())
+    assert [path.name for path in places[-1].iterdir() if path.suffix] == ["checkpoint.json"]
+    process = start(RESUME, folder, out, json.dumps(OPTIONS), num_devices=2)
+    shutil.copytree(partial, tmp_path / ".run.partial")
+    newest = tmp_path / ".run.partial" / "checkpoints" / places[-1].name
+    file = max((newest / "arrays").rglob("*"), key=lambda path: path.stat().st_size)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    said = []
+    reporter = Reporter()
+    reporter.note = reporter.warn = said.append
+    run = vitreous.train(folder, out=tmp_path / "run", reporter=reporter, **OPTIONS)
+    assert_alike(run, alone)
+    assert sum(f"{file.name}, whose checksum is another" in line for line in said) == 1
+    assert any(line.endswith(f"from {newest.with_name(places[-2].name)}") for line in said)
+    finish(process)
+    for name in ("on-fsdp", "on-data"):
+        assert_alike(vitreous.load_run(out.with_name(name)), alone)
 
 
 PROCESSES = """
@@ -253,6 +294,51 @@ def test_two_processes_train_as_one(folder, alone, tmp_path):
     run = vitreous.load_run(out)
     assert_alike(run, alone)
     assert {path.name for path in tmp_path.iterdir()} == {"run", *(file.name for file in said)}
+
+
+TERMINATED = """
+from vitreous.training.distribute import join_processes
+
+join_processes(sys.argv[4], num_processes=2, process_id=int(sys.argv[5]))
+vitreous.train(folder, out=out, parallel="fsdp", checkpoints="sharded", **{**OPTIONS, "epochs": int(sys.argv[6])})
+"""
+
+
+def start_two(code, folder, out, options, *arguments):
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        address = f"localhost:{listener.getsockname()[1]}"
+    return [start(code, folder, out, json.dumps(options), address, index, *arguments) for index in range(2)]
+
+
+@needs_jax
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_sigterm_to_one_of_two_processes_that_save_sharded_ends_both(folder, tmp_path):
+    """Each has written its part of each matrix; one process goes on from there."""
+    pytest.importorskip("orbax.checkpoint")
+    out, saved = tmp_path / "run", tmp_path / ".run.partial" / "checkpoints"
+    processes = start_two(TERMINATED, folder, out, OPTIONS, 2000)
+    while not list(saved.glob("0*")) and all(process.poll() is None for process in processes):
+        time.sleep(0.05)
+    processes[1].send_signal(signal.SIGTERM)
+    for process in processes:
+        finish(process, 143)
+    newest = max(saved.iterdir())
+    content = json.loads((newest / "checkpoint.json").read_text())["content"]
+    assert set(content["files"]) == {
+        path.relative_to(newest).as_posix() for path in (newest / "arrays").rglob("*") if path.is_file()
+    }
+    parts = [sum(file.stat().st_size for file in newest.glob(f"arrays/ocdbt.process_{i}/d/*")) for i in range(2)]
+    num_bytes = 4 * sum(int(np.prod(shape)) for shape in content["arrays"].values())
+    assert all(0.4 * num_bytes < part < 0.8 * num_bytes for part in parts), (parts, num_bytes)
+    said = []
+    reporter = Reporter()
+    reporter.note = said.append
+    reporter.step = reporter.row = lambda _: signal.raise_signal(signal.SIGINT) if said else None
+    run = vitreous.train(folder, out=out, reporter=reporter, **{**OPTIONS, "epochs": 2000})
+    step = content["state"]["loop"]["num_steps"]
+    assert any(line.startswith(f"Resumed  at step {step:,}, ") for line in said)
+    assert run.metrics["is_interrupted"] and run.metrics["num_steps"] > step
 
 
 @pytest.mark.parametrize(("error", "leaves"), [(OSError("the disk is gone"), True), (Terminated(), False)])

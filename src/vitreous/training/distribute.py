@@ -308,7 +308,8 @@ class Layout:
         except BaseException as error:
             if self.num_processes > 1 and not self._has_met:
                 self._has_met = True
-                self.gather_values({"error": str(error) or type(error).__name__})
+                code = {"exit": error.code} if isinstance(error, SystemExit) else {}
+                self.gather_values({"error": str(error) or type(error).__name__, **code})
             elif self._has_begun and not isinstance(error, SystemExit):  # SIGTERM is one for all
                 atexit.register(_leave)
             raise
@@ -321,6 +322,7 @@ class Layout:
 
         Raises:
             TrainingError: If another process cannot train.
+            SystemExit: If it ends by SIGTERM.
             ConfigError: If another one has other data, options or versions.
         """
         if self.num_processes == 1:
@@ -328,6 +330,8 @@ class Layout:
         self._has_met = True
         told = self.gather_values({"identity": dict(identity)})
         for index, other in enumerate(told):
+            if "exit" in other:
+                raise SystemExit(other["exit"])
             if "error" in other:
                 raise TrainingError(
                     f"Cannot train in {self.num_processes} processes. Expected all of them to start. "

@@ -203,6 +203,7 @@ def _prepare(
             )
             writer.write_call(describe_call("train", call))
             layout.meet(identity_of(config, weights=weights, checkpoints=kind))
+            interrupt.is_busy = layout.num_processes > 1  # SIGTERM for one is for all: they look at it together
             path = layout.share(str(writer.path))
             with checkpoints:
                 plan = (dataset, loader, settled, spec, weights, loss, config)
