@@ -19,7 +19,12 @@ SPEC = InputSpec(image_size=8)
 
 def create(changes=None, *, dtype=None, config=None, loss=None, num_parts=1):
     vit = ViTConfig(
-        image_size=8, patch_size=4, projection_dim=16, num_blocks=2, num_heads=2, num_classes=3, **(changes or {})
+        image_size=8,
+        patch_size=4,
+        projection_dim=16,
+        num_heads=2,
+        num_classes=3,
+        **{"num_blocks": 1, **(changes or {})},
     )
     config = config or OptimizerConfig()
     model, average = (VisionTransformer(vit, dtype=dtype) for _ in range(2))
@@ -115,7 +120,7 @@ def test_several_labels_are_questions_of_their_own():
 def test_one_step_is_adamw_with_decay_on_kernels_only():
     """At AdamW's first step each weight moves by rate * sign(gradient), and decayed ones shrink by rate * decay."""
     rate = 1e-3
-    step = create(config=OptimizerConfig(weight_decay=0.5, clip_norm=0.0))
+    step = create({"num_blocks": 2}, config=OptimizerConfig(weight_decay=0.5, clip_norm=0.0))
     before = weights(step.model)
     step(batch(), learning_rate=rate, decay=0.0)
     step.synchronize()
@@ -210,7 +215,7 @@ def waves(weight):
 
 def move(config, gradients, rate=1e-2):
     """Returns paths, weights before and after some steps with given gradients."""
-    model = create(config=config).model
+    model = create({"num_blocks": 2}, config=config).model
     optimizer = create_optimizer(model, config)
     before = weights(model)
     values, slots = (
@@ -285,7 +290,7 @@ def test_muon_moves_the_matrices_before_the_head():
 @pytest.mark.parametrize("clip_norm", [0.0, 0.1])
 def test_the_form_in_place_equals_the_pure_one(name, clip_norm):
     config = OptimizerConfig(name=name, clip_norm=clip_norm, weight_decay=0.3, layer_decay=0.7)
-    model = create(config=config).model
+    model = create({"num_blocks": 2}, config=config).model
     optimizer = create_optimizer(model, config)
     results = []
     for apply in (optimizer._apply, optimizer._apply_in_place):
@@ -331,7 +336,7 @@ def test_parts_of_a_batch_make_the_step_of_the_whole():
 
 @pytest.mark.parametrize(("trained", "count"), [("head", 2), ("last-1", 2 + 2 + 12)])
 def test_weights_that_stay(trained, count):
-    step = create(config=OptimizerConfig(trained=trained))
+    step = create({"num_blocks": 2}, config=OptimizerConfig(trained=trained))
     before = [to_numpy(v).copy() for v in step.model.weights]
     for i in range(2):  # the head is zero at first, and hides what is behind it
         step(batch(i), learning_rate=1e-2, decay=0.5)
