@@ -93,7 +93,6 @@ def main() -> None:
         found = checkpoints.load()
         assert found is not None
         step.restore(found.arrays if not is_sharded else read_arrays(found, step.get_places(0), layout))
-        loaded = time.perf_counter() - start
     usual = statistics.median(plain)
     lost = sum(max(seconds - usual, 0) for seconds in beside) / arguments.saves
     interval = parse_interval(Recipe().checkpoint_every).seconds or 0.0

@@ -330,11 +330,16 @@ def test_sigterm_to_one_of_two_processes_that_save_sharded_ends_both(folder, tmp
     }
     parts = [sum(file.stat().st_size for file in newest.glob(f"arrays/ocdbt.process_{i}/d/*")) for i in range(2)]
     num_bytes = 4 * sum(int(np.prod(shape)) for shape in content["arrays"].values())
-    assert all(0.4 * num_bytes < part < 0.8 * num_bytes for part in parts), (parts, num_bytes)
+    assert min(parts) > 0.4 * num_bytes and sum(parts) < 1.8 * num_bytes, (parts, num_bytes)  # with Orbax's own trees
     said = []
     reporter = Reporter()
     reporter.note = said.append
-    reporter.step = reporter.row = lambda _: signal.raise_signal(signal.SIGINT) if said else None
+
+    def stop(_):
+        reporter.step = reporter.row = lambda _: None  # a second Ctrl-C would not wait
+        signal.raise_signal(signal.SIGINT)
+
+    reporter.step = reporter.row = stop
     run = vitreous.train(folder, out=out, reporter=reporter, **{**OPTIONS, "epochs": 2000})
     step = content["state"]["loop"]["num_steps"]
     assert any(line.startswith(f"Resumed  at step {step:,}, ") for line in said)
@@ -387,7 +392,7 @@ def test_only_the_process_that_writes_checkpoints_asks_for_them():
             reporter=Reporter(),
             interrupt=Interrupt(),
             on_row=None,
-            checkpoints=SimpleNamespace(is_due=lambda num_steps: True),
+            checkpoints=SimpleNamespace(is_due=lambda num_steps: True, is_sharded=False, proceed=lambda: None),
             on_nan="stop",
             layout=layout,
         )

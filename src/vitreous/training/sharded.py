@@ -95,6 +95,7 @@ class ShardedCheckpoints(Checkpoints):
             super().save(state, arrays, num_steps=num_steps)
             return
         self.finish()
+        self.wait()  # until it has its name: the next one is numbered after it
         self.start(num_steps)
         begun: list[str] = []
         if self.layout.is_first:
