@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import keras
 import numpy as np
@@ -19,11 +20,20 @@ import pytest
 from run_folder import write_noise
 
 import vitreous
-from vitreous.errors import ConfigError, MissingDependencyError
+from vitreous.errors import (
+    ConfigError,
+    DataError,
+    MissingDependencyError,
+    RunError,
+    RunExistsError,
+    TrainingError,
+)
 from vitreous.model import create_predict_function
+from vitreous.training import ray_workers
 from vitreous.training.devices import DistributionConfig
 from vitreous.training.distribute import Layout, create_layout, join_processes
 from vitreous.training.fit import Interrupt, Terminated, _Loop
+from vitreous.training.planning import identity_of
 from vitreous.training.progress import Reporter
 from vitreous.training.ray_workers import train_on_ray
 
@@ -359,6 +369,33 @@ def test_a_process_that_fails_alone_does_not_wait(monkeypatch, error, leaves):
     assert [function.__name__ for function in at_exit] == ["_leave"] * leaves
 
 
+def test_processes_compare_what_they_start_from():
+    """Other weights or another kind of checkpoints are refused; SIGTERM before training ends all."""
+    versions = dict.fromkeys(("vitreous", "keras", "backend", "policy"), "1")
+    config = {"seed": 0, "model": {}, "recipe": {}, "data": {"fingerprint": ""}, "versions": versions}
+    weights = [np.ones((2, 3), "float32"), np.zeros((), "float32")]
+    layout, mine = Layout(), identity_of(config, weights=weights)
+    layout.num_processes = 2
+    for other, name in (
+        (identity_of(config, weights=[weights[0] * 2, weights[1]]), "the weights to start from"),
+        (identity_of(config), "the weights to start from"),
+        (identity_of(config, weights=weights, checkpoints="sharded"), "the kind of checkpoints"),
+    ):
+        layout.gather_values = lambda value, other=other: [value, {"identity": other}]
+        with pytest.raises(ConfigError, match=rf"process 1 differs from process 0 in {name}\."):
+            layout.meet(mine)
+    layout.gather_values = lambda value: [value, {"identity": identity_of(config, weights=weights)}]
+    layout.meet(mine)
+    told = []
+    layout.gather_values = lambda value: told.append(value) or [value, value]
+    with pytest.raises(Terminated), layout.together():
+        raise Terminated
+    layout.gather_values = lambda value: [value, told[0]]
+    with pytest.raises(SystemExit) as stop:
+        layout.meet(mine)
+    assert stop.value.code == 143
+
+
 def test_other_backends_train_on_one_device(monkeypatch):
     monkeypatch.setattr(keras.backend, "backend", lambda: "torch")
     assert not create_layout().is_spread and not create_layout(1).is_spread
@@ -493,6 +530,31 @@ def test_ray_needs_a_place_for_the_run(monkeypatch, folder):
     pytest.importorskip("ray")
     with pytest.raises(ConfigError, match=r"Expected the path of the run.*Pass --out, on a file system"):
         train_on_ray("train", folder, DistributionConfig(ray="local"))
+
+
+@pytest.mark.parametrize("error", [ConfigError("no such option"), DataError("no images"), TrainingError("diverged")])
+def test_what_ray_need_not_repeat_is_said_once(monkeypatch, tmp_path, error):
+    """Worker 0 hears what worker 1 was refused for; a disk or a lock may be free the next time."""
+    worker = SimpleNamespace(get_world_rank=lambda: worker.rank)
+    ray_train = SimpleNamespace(get_context=lambda: worker)
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(train=ray_train))
+    monkeypatch.setitem(sys.modules, "ray.train", ray_train)
+
+    def work(rank, raised):
+        worker.rank = rank
+        with monkeypatch.context() as patch:
+            patch.setattr(ray_workers, "_train_in_worker", Mock(side_effect=raised))
+            ray_workers._work({"storage": str(tmp_path / "storage")})
+
+    ray_workers._raise_refusal(tmp_path / "storage")
+    work(0, TrainingError("process 1 says: this"))
+    work(1, error)
+    with pytest.raises(TrainingError) as told:
+        ray_workers._raise_refusal(tmp_path / "storage")
+    assert str(told.value) == ("process 1 says: this" if isinstance(error, TrainingError) else str(error))
+    for raised in (RunError("the disk is full"), RunExistsError("another process writes it"), OSError("gone")):
+        with pytest.raises(type(raised), match=str(raised)):
+            work(0, raised)
 
 
 def test_command_line_refuses_what_ray_cannot(call, folder, tmp_path):

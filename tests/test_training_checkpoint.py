@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import importlib.util
 import io
 import json
 import os
@@ -15,16 +16,20 @@ import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
+import keras
 import numpy as np
 import pytest
 from hostile import Trap
 
 import vitreous
-from vitreous.errors import ConfigError, RunError, RunExistsError, WeightsError
+from vitreous.errors import ConfigError, MissingDependencyError, RunError, RunExistsError, WeightsError
 from vitreous.training import checkpoint as module
+from vitreous.training import sharded
 from vitreous.training.checkpoint import Checkpoints, read_checkpoint, write_checkpoint
+from vitreous.training.distribute import Layout
 from vitreous.training.recipe import Interval, Recipe, parse_interval
 from vitreous.training.run import RunWriter, load_model, load_run
+from vitreous.training.sharded import ShardedCheckpoints, check_orbax, load_checkpoint, read_arrays
 
 DATA = Path(__file__).parent / "data"
 ARRAYS = {
@@ -123,7 +128,7 @@ def test_a_newer_format_is_refused(tmp_path):
     checkpoints = create(tmp_path)
     save(checkpoints, 1)
     seal(tmp_path / "000002", {"format": 99, "vitreous": "9.9"})
-    with pytest.raises(RunError, match=r"Expected format 1 or older\. Received: format=99, written by vitreous 9\.9\."):
+    with pytest.raises(RunError, match=r"Expected format 2 or older\. Received: format=99, written by vitreous 9\.9\."):
         checkpoints.load()
 
 
@@ -396,3 +401,126 @@ def test_npz_with_python_objects_is_refused(tmp_path):
     with pytest.raises(WeightsError, match=r"kernel holds pickled Python objects, which can run code"):
         vitreous.import_weights(tmp_path / "weights.npz", model="vit_tiny_patch16_224")
     assert not mark.exists()
+
+
+needs_orbax = pytest.mark.skipif(
+    os.environ["KERAS_BACKEND"] != "jax" or not importlib.util.find_spec("orbax"), reason="needs jax and Orbax"
+)
+
+
+def create_sharded(folder, said, **options):
+    options = {"interval": Interval(steps=1), "layout": Layout(), **options}
+    return ShardedCheckpoints(folder, report=said.append, **options)
+
+
+def read_sharded(checkpoint):
+    import jax
+
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    found = read_arrays(checkpoint, dict.fromkeys(checkpoint.shapes, place), Layout())
+    return {name: np.asarray(array) for name, array in found.items()}
+
+
+def on_device(arrays):
+    import jax
+
+    return {name: jax.numpy.array(array) for name, array in arrays.items() if array.size and array.dtype != "int64"}
+
+
+@needs_orbax
+def test_sharded_checkpoints_of_one_device(tmp_path, monkeypatch):
+    """What is read is what was written; names that may lie anywhere, other shapes and full disks are told."""
+    said, arrays = [], on_device(ARRAYS)
+    checkpoints = create_sharded(tmp_path / "saved", said)
+    for step in range(1, 4):
+        save(checkpoints, step, arrays)
+    assert sorted(path.name for path in checkpoints.folder.iterdir()) == ["000002", "000003"]
+    found = checkpoints.load()
+    assert found.state["step"] == 3 and not found.arrays
+    for name, array in read_sharded(found).items():
+        assert array.dtype == arrays[name].dtype
+        np.testing.assert_array_equal(array, arrays[name])
+    path, content = found.path, json.loads((found.path / "checkpoint.json").read_text())["content"]
+    assert content["format"] == 2
+    for name in ("arrays/../../outside", "/etc/passwd", "arrays/d/../x", "arrays.safetensors", "arrays/d/code.pkl"):
+        seal(path, {**content, "files": {name: {"size": 1, "sha256": ""}}})
+        with pytest.raises(RunError, match=r"a file called .*, which may lie anywhere"):
+            read_checkpoint(path)
+    for shapes in (None, {}, [1], {"model/0000/kernel": ["2", 3]}, {"model/0000/kernel": 6}):
+        seal(path, {**content, "arrays": shapes})
+        with pytest.raises(RunError, match=r"checkpoint\.json without the shapes of the arrays"):
+            read_checkpoint(path)
+    seal(path, {**content, "arrays": {**content["arrays"], "model/0000/kernel": [2**20, 2**20]}})
+    with pytest.raises(RunError, match=r"Received: model/0000/kernel of shape \[2, 3\] in parts of \[2, 3\]"):
+        read_sharded(read_checkpoint(path))
+    seal(path, content)
+    folder = path / "arrays" / "ocdbt.process_0"
+    folder.rename(tmp_path / "elsewhere")
+    folder.symlink_to(tmp_path / "elsewhere")
+    assert checkpoints.load().state["step"] == 2  # a link may lead anywhere
+    assert len(said) == 1 and "no file arrays/ocdbt.process_0/" in said[0]
+
+    def fail(*_):
+        raise ValueError("RESOURCE_EXHAUSTED: write [OS error 28: ENOSPC No space left on device]")
+
+    monkeypatch.setattr(sharded, "_handler", lambda _: SimpleNamespace(save=lambda *_, **__: fail()))
+    save(checkpoints, 4, arrays)
+    assert len(said) == 2 and "Cannot write the checkpoint in" in said[1] and "No space left on device" in said[1]
+    assert not list(checkpoints.folder.glob(".*"))
+
+
+def test_what_sharded_checkpoints_need(monkeypatch):
+    monkeypatch.setattr(keras.backend, "backend", lambda: "torch")
+    with pytest.raises(ConfigError, match=r"sharded checkpoints with the torch backend\. Expected jax.*Pass --backend"):
+        check_orbax()
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    monkeypatch.setitem(sys.modules, "orbax.checkpoint", None)
+    with pytest.raises(MissingDependencyError, match=r"Sharded checkpoints cannot be used.*'vitreous\[orbax\]'"):
+        check_orbax()
+
+
+class Two:
+    """What two processes tell each other, seen from one of them, whose other one answers as it is told to."""
+
+    num_processes = 2
+
+    def __init__(self, index, other):
+        self.process_index, self.is_first, self.other = index, index == 0, other
+
+    def share(self, value):
+        return value
+
+    def agree_all(self, flag):
+        return flag
+
+    def gather_values(self, value):
+        return [value, self.other]
+
+
+@needs_orbax
+def test_a_process_that_cannot_write_makes_no_checkpoint(tmp_path):
+    said, arrays = [], on_device(ARRAYS)
+    layout = Two(0, [{}, "No space left on device"])
+    checkpoints = create_sharded(tmp_path / "saved", said, layout=layout)
+    checkpoints.save(STATE, arrays, num_steps=1)
+    assert checkpoints.is_writing and not checkpoints.is_due(5)
+    checkpoints.finish()
+    checkpoints.wait()
+    assert len(said) == 1 and "process 1: No space left on device. Training goes on" in said[0]
+    assert not list(checkpoints.folder.iterdir())
+    layout.other = [{"arrays/ocdbt.process_1/d/00": {"size": 1, "sha256": ""}}, None]
+    save_both(checkpoints, arrays)
+    assert "arrays/ocdbt.process_1/d/00 is not seen by the first process" in said[1]
+    layout.other = [{}, None]
+    save_both(checkpoints, arrays)
+    assert said[2:] == ["The checkpoint can be written again."]
+    assert [path.name for path in checkpoints.folder.iterdir()] == ["000001"]
+    layout.other = False
+    with pytest.raises(ConfigError, match=r"Expected a file system that all of them share\. Received: process 1 does"):
+        load_checkpoint(checkpoints, layout)
+
+
+def save_both(checkpoints, arrays):
+    checkpoints.save(STATE, arrays, num_steps=1)
+    checkpoints.finish()
+    checkpoints.wait()

@@ -178,6 +178,20 @@ def test_a_cross_validation_that_never_began_binds_nobody(tmp_path):
         _Progress(tmp_path / "folds.json", {"model": "vit_tiny"}).read(overwrite=False)
 
 
+def test_an_unfinished_fold_may_not_be_overwritten_unless_it_was_said(table, tmp_path, monkeypatch):
+    """Only a finished one that a kill kept from being noted is made again."""
+    asked = []
+    monkeypatch.setattr("vitreous.training.folds.train", lambda *_, overwrite, **__: asked.append(overwrite) or 1 / 0)
+    options = {"num_folds": 3, "out": tmp_path / "folds", "label_column": "colour", **SMALL}
+    for changes in ({}, {}, {"overwrite": True}):
+        with pytest.raises(ZeroDivisionError):
+            train_folds(table, **options, **changes)
+    monkeypatch.setattr("vitreous.training.folds.is_run", lambda place: True)
+    with pytest.raises(ZeroDivisionError):
+        train_folds(table, **options)
+    assert asked == [False, False, True, True]
+
+
 def test_folds_of_other_data_do_not_go_on(result, table, tmp_path):
     out = tmp_path / "folds"
     shutil.copytree(result.path, out)
