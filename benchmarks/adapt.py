@@ -81,7 +81,9 @@ def measure_starts(arguments: argparse.Namespace, folder: Path) -> list[dict[str
     for name, changes in STARTS.items():
         start = {} if "recipe" in changes else {"pretrained": base, "recipe": "finetune"}
         options = {"batch_size": 32, "augment": augment, "epochs": epochs, **start, **changes}
-        runs = [train(new, out=folder / f"{len(rows)}-{seed}", seed=seed, **options) for seed in range(arguments.seeds)]
+        runs = [
+            keep(folder / f"{len(rows)}-{seed}", train, new, seed=seed, **options) for seed in range(arguments.seeds)
+        ]
         rows.append(summarize(name, runs))
     return rows
 
@@ -221,7 +223,7 @@ def train_larger(data: Any, arguments: argparse.Namespace, folder: Path) -> Path
 
     if arguments.larger is not None:
         return arguments.larger
-    return train(data, out=folder / "larger", **({"epochs": 1} if arguments.miniature else {})).path
+    return keep(folder / "larger", train, data, **({"epochs": 1} if arguments.miniature else {})).path
 
 
 def measure_lessons(arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
@@ -264,6 +266,16 @@ PARTS = {
 }
 
 
+def check_kept(arguments: argparse.Namespace) -> None:
+    """Ends if the runs that are kept are those of other arguments; more seeds may be asked for."""
+    told = {name: str(value) for name, value in vars(arguments).items() if name not in ("seeds", "keep")}
+    file = arguments.keep / "arguments.json"
+    if file.exists() and (before := json.loads(file.read_text())) != told:
+        raise SystemExit(f"{arguments.keep} holds the runs of other arguments: {before}")
+    arguments.keep.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(told))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=PARTS)
@@ -279,6 +291,8 @@ def main() -> None:
     parser.add_argument("--miniature", action="store_true", help="one epoch each, to see that it runs")
     arguments = parser.parse_args()
     began = time.monotonic()
+    if arguments.keep is not None:
+        check_kept(arguments)
     with tempfile.TemporaryDirectory() if arguments.keep is None else nullcontext(arguments.keep) as folder:
         rows = PARTS[arguments.part](arguments, Path(folder))
     print("\n| | test accuracy, mean | seeds | images seen | weights trained |\n|---|---|---|---|---|")

@@ -225,7 +225,15 @@ def test_a_run_of_four_devices_goes_on_on_one(folder, alone, four):
 
 
 RESUME = """
+import dataclasses
 import shutil
+from vitreous.training import fit
+
+measure = fit._Loop.measure
+fit._Loop.measure = lambda self, evaluate: dataclasses.replace(measure(self, evaluate), score=(-len(self.state.rows),))
+run = vitreous.train(folder, out=out.with_name("best-first"), devices=2, **{**OPTIONS, "epochs": 2})
+assert (run.path / "best.keras").is_file()
+fit._Loop.measure = measure
 
 for parallel, kind in (("fsdp", "sharded"), ("data", None)):
     place = out.with_name(f"on-{parallel}")
@@ -547,12 +555,18 @@ def test_what_ray_need_not_repeat_is_said_once(monkeypatch, tmp_path, error):
             ray_workers._work({"storage": str(tmp_path / "storage")})
 
     ray_workers._raise_refusal(tmp_path / "storage")
-    work(0, TrainingError("process 1 says: this"))
+    heard = TrainingError("process 1 says: this")
+    heard.is_of_all = error.is_of_all = True
+    work(0, heard)
     work(1, error)
     with pytest.raises(TrainingError) as told:
         ray_workers._raise_refusal(tmp_path / "storage")
     assert str(told.value) == ("process 1 says: this" if isinstance(error, TrainingError) else str(error))
-    for raised in (RunError("the disk is full"), RunExistsError("another process writes it"), OSError("gone")):
+    work(0, None)
+    work(1, None)
+    ray_workers._raise_refusal(tmp_path / "storage")  # of an attempt before: nothing is refused any more
+    alone = DataError("an image of one worker alone")
+    for raised in (RunError("the disk is full"), RunExistsError("another process writes it"), OSError("gone"), alone):
         with pytest.raises(type(raised), match=str(raised)):
             work(0, raised)
 

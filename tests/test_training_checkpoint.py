@@ -15,6 +15,7 @@ import sys
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import keras
 import numpy as np
@@ -454,6 +455,16 @@ def test_sharded_checkpoints_of_one_device(tmp_path, monkeypatch):
     with pytest.raises(RunError, match=r"Received: model/0000/kernel of shape \[2, 3\] in parts of \[2, 3\]"):
         read_sharded(read_checkpoint(path))
     seal(path, content)
+    extra = path / "arrays" / "d" / "00"
+    extra.write_bytes(b"1")
+    with pytest.raises(RunError, match=r"'arrays/d/00', which checkpoint\.json does not name"):
+        read_checkpoint(path)
+    extra.unlink()
+    lost = SimpleNamespace(restore=Mock(side_effect=Exception("Encountered error while reading array index")))
+    with monkeypatch.context() as patch:  # as Orbax says that a part is not there
+        patch.setattr(sharded, "_handler", lambda _: lost)
+        with pytest.raises(RunError, match=r"Expected the arrays that checkpoint\.json names\..*Remove that folder"):
+            read_sharded(read_checkpoint(path))
     folder = path / "arrays" / "ocdbt.process_0"
     folder.rename(tmp_path / "elsewhere")
     folder.symlink_to(tmp_path / "elsewhere")
@@ -461,7 +472,7 @@ def test_sharded_checkpoints_of_one_device(tmp_path, monkeypatch):
     assert len(said) == 1 and "no file arrays/ocdbt.process_0/" in said[0]
 
     def fail(*_):
-        raise ValueError("RESOURCE_EXHAUSTED: write [OS error 28: ENOSPC No space left on device]")
+        raise ValueError("RESOURCE_EXHAUSTED: No space left on device [os_error_code='28']")
 
     monkeypatch.setattr(sharded, "_handler", lambda _: SimpleNamespace(save=lambda *_, **__: fail()))
     save(checkpoints, 4, arrays)
@@ -492,6 +503,9 @@ class Two:
 
     def agree_all(self, flag):
         return flag
+
+    def forget_all(self):
+        pass
 
     def gather_values(self, value):
         return [value, self.other]

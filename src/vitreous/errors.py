@@ -27,7 +27,13 @@ from collections.abc import Iterable
 
 
 class VitreousError(Exception):
-    """Base of every error that vitreous raises on purpose."""
+    """Base of every error that vitreous raises on purpose.
+
+    Attributes:
+        is_of_all: Whether all processes that train together have heard of it, before the first step.
+    """
+
+    is_of_all = False
 
 
 class ConfigError(VitreousError, ValueError):

@@ -39,13 +39,11 @@ FORMAT = 1
 FORMAT_SHARDED = 2
 MAX_JSON_BYTES = 2**28
 
-_FILES = {
-    FORMAT: re.compile(r"arrays[a-z0-9-]*\.safetensors"),
-    # What Orbax makes: a tree of its own, and one for each process.
-    FORMAT_SHARDED: re.compile(
-        r"arrays/(_METADATA|_sharding|array_metadatas/process_\d+|(ocdbt\.process_\d+/)?(manifest\.ocdbt|d/[0-9a-f]+))"
-    ),
-}
+# What Orbax makes: a tree of its own, and one for each process.
+SHARDED_FILE = re.compile(
+    r"arrays/(_METADATA|_sharding|array_metadatas/process_\d+|(ocdbt\.process_\d+/)?(manifest\.ocdbt|d/[0-9a-f]+))"
+)
+_FILES = {FORMAT: re.compile(r"arrays[a-z0-9-]*\.safetensors"), FORMAT_SHARDED: SHARDED_FILE}
 _NUMBER = re.compile(r"\d{6,}")
 _TYPE_NAMES = {name: kind for kind, name in DTYPES.items() if kind != "BF16"}
 
@@ -342,6 +340,9 @@ def read_checkpoint(path: Path, check: Check | None = None) -> Checkpoint:
     arrays: dict[str, np.ndarray] = {}
     if is_sharded:
         shapes = _read_shapes(path, content.get("arrays"))
+        beside = {file.relative_to(path).as_posix() for file in path.rglob("*") if not file.is_dir()} - {*files}
+        if beside := beside - {"checkpoint.json"}:
+            raise _refuse(path, f"{min(beside)!r}, which checkpoint.json does not name")
         (check or check_files)(path, files)
         return Checkpoint(path, content["state"], arrays, content["config"], shapes)
     check_files(path, files)

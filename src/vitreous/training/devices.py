@@ -21,8 +21,8 @@ class DistributionConfig(Record):
             models that one device does not hold. tensor: within a process the matrices of each block, among processes
             the rows.
         checkpoints: How the state of training is saved. whole: gathered and written by the first process (default).
-            sharded: each process writes the parts that it holds, for models that one machine does not hold; needs
-            the extra orbax. Either goes on on other devices, and as the other.
+            sharded: each process writes the parts that it holds, and nothing is gathered; needs the extra orbax. Either
+            goes on on other devices, and as the other.
         coordinator: Address of the first of several processes, HOST:PORT, the same in all; or auto: what Slurm,
             Kubernetes or Open MPI say.
         num_processes: How many processes train together, with --coordinator HOST:PORT.
@@ -70,7 +70,8 @@ class DistributionConfig(Record):
     @property
     def is_several(self) -> bool:
         """Whether anything is asked for that one device alone does not have."""
-        return any(value is not None for name, value in self.to_dict().items() if (name, value) != ("devices", 1))
+        alone = (("devices", 1), ("checkpoints", "whole"))
+        return any(value is not None for name, value in self.to_dict().items() if (name, value) not in alone)
 
     @property
     def given(self) -> dict[str, Any]:

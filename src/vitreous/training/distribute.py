@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitreous.errors import ConfigError, TrainingError
+from vitreous.errors import ConfigError, TrainingError, VitreousError
 from vitreous.spec import InputSpec, check
 from vitreous.training.devices import Devices, DistributionConfig, Parallel
 
@@ -251,6 +251,10 @@ class Layout:
             self._pending_all = None
         return answer
 
+    def forget_all(self) -> None:
+        """Drops what `agree_all` has asked, when the question is another from here on."""
+        self._pending_all = None
+
     def _ask(self, flags: tuple[bool, ...]) -> Any:
         """Returns which flags are set in any process, still to be computed."""
         import jax
@@ -306,6 +310,8 @@ class Layout:
         try:
             yield
         except BaseException as error:
+            if isinstance(error, VitreousError):
+                error.is_of_all = self.num_processes == 1 or not self._has_begun
             if self.num_processes > 1 and not self._has_met:
                 self._has_met = True
                 code = {"exit": error.code} if isinstance(error, SystemExit) else {}

@@ -298,7 +298,8 @@ class _Loop:
         broken = self.gather_broken()  # before one process leaves the others
         best_weights = None
         if self.best_weights is not None and state.best_row not in (None, len(state.rows) - 1):
-            best_weights = [self.layout.gather(weight) for weight in self.best_weights]
+            gather = self.layout.gather if self.is_sharded else np.asarray
+            best_weights = [gather(weight) for weight in self.best_weights]
         if self.interrupt.is_terminated:
             raise Terminated
         self.train.broken.update(broken["broken"])
@@ -477,8 +478,10 @@ class _Loop:
         loader = self.gather_broken()
         arrays = self.step.snapshot_parts() if self.is_sharded else self.step.snapshot()
         arrays |= {f"best/{place:04d}": weight for place, weight in enumerate(self.best_weights or [])}
-        if self.is_sharded and not self.step.is_finite(arrays):
-            return  # as `Checkpoints` has it
+        if self.is_sharded and not self.step.is_finite(arrays):  # as `Checkpoints` has it: the last one stays the last
+            self.checkpoints.finish()
+            self.checkpoints.start(self.state.num_steps)
+            return
         if not self.is_sharded and not self.layout.is_first:
             return
         self.checkpoints.save(
@@ -521,6 +524,7 @@ class _Loop:
         arrays = checkpoint.arrays
         if checkpoint.shapes is not None:
             self.step.check_shapes({name: shape for name, shape in checkpoint.shapes.items() if name not in best})
+            self.step.check_best([checkpoint.shapes[name] for name in best])
             arrays = read_arrays(checkpoint, self.step.get_places(len(best)), self.layout)
         self.step.restore({name: array for name, array in arrays.items() if name not in best})
         self.best_weights = [arrays[name] for name in best] or None
@@ -551,9 +555,10 @@ class _Loop:
     def go_back(self, error: _DivergedError) -> None:
         """Returns to the last checkpoint with half the learning rate; the clock goes on."""
         recoveries, step = self.state.recoveries, self.state.num_steps
+        if self.checkpoints is not None:  # all processes are here
+            self.checkpoints.finish()
         if self.on_nan != "back" or self.checkpoints is None or len(recoveries) == _MAX_RECOVERIES:
             raise error
-        self.checkpoints.finish()
         self.checkpoints.wait()
         checkpoint = self.load()
         if checkpoint is None:

@@ -189,8 +189,8 @@ def _prepare(
                 writer, config, settled, resume=resume, reporter=reporter, layout=layout, kind=kind
             )
             writer.write_call(describe_call("pretrain", call))
-            layout.meet(identity_of(config, checkpoints=kind))
             interrupt.is_busy = layout.num_processes > 1  # SIGTERM for one is for all: they look at it together
+            layout.meet(identity_of(config, checkpoints=kind))
             path = layout.share(str(writer.path))
             say_plan(reporter, dataset, recipe_name, settled, spec, policy, layout)
             writer.write_text("config.toml", CONFIG_HEAD + tomli_w.dumps(without_none(config)))

@@ -98,6 +98,8 @@ def train_on_ray(
                 ),
             ),
         )
+        for stale in storage.glob(f"{_REFUSED}*"):
+            stale.unlink()
         trainer.fit()
         _raise_refusal(storage)
     except ray_train.TrainingFailedError as error:
@@ -150,17 +152,20 @@ def _raise_refusal(storage: Path) -> None:
 
 
 def _work(settings: dict[str, Any]) -> None:
-    """What each worker does; one that is refused ends quietly: beginning again would not help."""
+    """What each worker does; where all are refused, each ends quietly: beginning again would not help."""
     import ray.train
 
     rank = ray.train.get_context().get_world_rank()
+    path = Path(settings["storage"], f"{_REFUSED}{rank:06d}.json")
+    path.unlink(missing_ok=True)  # of an attempt before
     try:
         _train_in_worker(settings)
     except (RunError, ClusterError):
         raise  # a lock of a worker that is still dying, a disk that is full for now
     except VitreousError as error:
+        if not error.is_of_all:
+            raise  # the others wait for this one, and end with it
         told = {"error": str(error), "is_hearsay": isinstance(error, TrainingError)}
-        path = Path(settings["storage"], f"{_REFUSED}{rank:06d}.json")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(told), encoding="utf-8")
 

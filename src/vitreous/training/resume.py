@@ -247,11 +247,11 @@ def train_together(prepare: Callable[..., Run], call: Mapping[str, Any], changes
         changes: Those that change the recipe.
     """
     layout = create_layout(call["devices"], call["parallel"])
-    if DistributionConfig(checkpoints=call["checkpoints"]).checkpoints == "sharded":  # says what is neither
-        check_orbax()
     reporter, track = (call["reporter"], call["track"]) if layout.is_first else (None, ())
     reporter = reporter or Reporter()
     with layout.together(), _place_of_process(layout, call["out"], call["resume"]) as (out, resume):
+        if DistributionConfig(checkpoints=call["checkpoints"]).checkpoints == "sharded":  # says what is neither
+            check_orbax()
         return prepare(call, changes, layout, reporter, Trackers(track, reporter), out=out, resume=resume)
 
 

@@ -6,7 +6,7 @@
             ocdbt.process_0/    what each process wrote
             manifest.ocdbt, d/  where the parts of each array lie
 
-Nothing is gathered: no process holds more of a model than it trains. Orbax cuts, writes and reads arrays; its own
+Nothing is gathered. Orbax cuts, writes and reads arrays; its own
 checkpointer is not used, since its processes wait at barriers, for minutes, when one of them finds its disk full. Here
 each writes in a thread, and they tell each other between two steps whether all are done, and what went wrong.
 """
@@ -27,6 +27,7 @@ import numpy as np
 from vitreous.errors import ConfigError, MissingDependencyError, RunError
 from vitreous.training.checkpoint import (
     FORMAT_SHARDED,
+    SHARDED_FILE,
     Checkpoint,
     Checkpoints,
     begin_folder,
@@ -111,6 +112,7 @@ class ShardedCheckpoints(Checkpoints):
     def finish(self) -> None:
         """Waits until the last save is whole, or has failed, in all processes."""
         part, self._part = self._part, None
+        self.layout.forget_all()
         if part is None:
             self.wait()
             return
@@ -230,6 +232,8 @@ def _publish(
     except _FAILURES as error:
         raise _as_os_error(error) from error
     names = {path.relative_to(temporary).as_posix(): path for path in place.rglob("*") if path.is_file()}
+    if unknown := [name for name in names if not SHARDED_FILE.fullmatch(name)]:  # no reader would take them
+        raise OSError(f"Orbax {_orbax().__version__} wrote {unknown[0]}, which this vitreous does not know")
     files = {**files, **_describe(temporary, [path for name, path in names.items() if name not in files])}
     content = {
         "format": FORMAT_SHARDED,
@@ -256,9 +260,10 @@ def _describe(folder: Path, paths: list[Path]) -> dict[str, Any]:
 
 def _as_os_error(error: Exception) -> OSError:
     """Returns what tensorstore says of a disk as Python says it."""
-    found = re.search(r"OS error (\d+)", str(error))
+    found = re.search(r"os_error_code='(\d+)'|OS error (\d+)", str(error))
     if found:
-        return OSError(int(found[1]), os.strerror(int(found[1])))
+        number = int(found[1] or found[2])
+        return OSError(number, os.strerror(number))
     return error if isinstance(error, OSError) else OSError(str(error).splitlines()[0])
 
 
@@ -319,7 +324,7 @@ def _check_seen(layout: Layout, folder: Path) -> None:
         raise ConfigError(
             f"Cannot use sharded checkpoints in {layout.num_processes} processes. Expected a file system that all of "
             f"them share. Received: process {seen.index(False)} does not see {folder}. Pass an --out that all machines "
-            "see, or leave --checkpoints out."
+            "see."
         )
 
 
@@ -362,7 +367,7 @@ def read_arrays(checkpoint: Checkpoint, places: Mapping[str, Any], layout: Layou
         }
         item = dict.fromkeys(shapes, np.zeros(()))
         found = dict(_handler(ocp).restore(_path(place), args=ocp.args.PyTreeRestore(item=item, restore_args=wanted)))
-    except (*_FAILURES, KeyError, TypeError) as error:
+    except Exception as error:  # Orbax says of a part that is not there just that, and the others wait for an answer
         problem = str(error).splitlines()[0] if str(error) else type(error).__name__
     if problems := list(filter(None, layout.gather_values(problem))):
         raise RunError(

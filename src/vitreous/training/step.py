@@ -171,6 +171,15 @@ class Step:
                     f"Received: shape={received}. The checkpoint is of another model, or of another vitreous."
                 )
 
+    def check_best(self, shapes: list[tuple[int, ...]]) -> None:
+        """Raises `RunError` if the shapes of saved best weights are those of another model."""
+        expected = [tuple(variable.shape) for variable in self.average.weights]
+        if shapes and shapes != expected:
+            raise RunError(
+                f"Cannot restore the state of training. Expected {len(expected)} best weights of the model's shapes. "
+                f"Received: {len(shapes)} of other shapes. The checkpoint is of another model, or of another vitreous."
+            )
+
     # What sharded checkpoints need, on jax alone: arrays as they lie on devices, nothing gathered.
 
     def snapshot_parts(self) -> dict[str, Any]:

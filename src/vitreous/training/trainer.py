@@ -107,8 +107,8 @@ def train(
         parallel: What they share: `"data"`, the rows of a batch; `"fsdp"`, weights and optimiser too; `"tensor"`, the
             matrices of each block. Default: `"data"`.
         checkpoints: How the state of training is saved: `"whole"`, gathered and written by the first process; or
-            `"sharded"`, each process the parts that it holds, for models that one machine does not hold. A run goes on
-            from either as either. Default: `"whole"`.
+            `"sharded"`, each process the parts that it holds, and nothing is gathered. A run goes on from either as
+            either. Default: `"whole"`.
         **changes: Fields of `DataConfig` (`val_fraction=0.2`, `label_column="species"`), and fields of `Recipe` that
             differ from the recipe's; nested ones as dicts (`optimizer={"learning_rate": 3e-4}`). A `batch_size` of
             `"auto"` is the largest that is worth its memory (`vitreous.training.batch_search`); the learning rate then
@@ -202,8 +202,8 @@ def _prepare(
                 writer, config, settled, resume=resume, reporter=reporter, layout=layout, kind=kind
             )
             writer.write_call(describe_call("train", call))
-            layout.meet(identity_of(config, weights=weights, checkpoints=kind))
             interrupt.is_busy = layout.num_processes > 1  # SIGTERM for one is for all: they look at it together
+            layout.meet(identity_of(config, weights=weights, checkpoints=kind))
             path = layout.share(str(writer.path))
             with checkpoints:
                 plan = (dataset, loader, settled, spec, weights, loss, config)
