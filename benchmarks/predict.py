@@ -240,17 +240,20 @@ def files(name, size, exports, arguments, failed):
 
     found = sorted(p for p in Path(arguments.photos).rglob("*") if p.suffix.lower() in (".jpg", ".jpeg"))
     paths = [str(path) for path in itertools.islice(itertools.cycle(found), arguments.files)]
-    engine = Engine(exports["openvino bf16"])
+    engines = {kind: Engine(exports[f"openvino {kind}"]) for kind in ("bf16", "int8")}
 
-    def to_csv(paths):
+    def to_csv(engine):
         from vitreous.answers import CsvWriter
 
-        with (
-            tempfile.TemporaryDirectory() as folder,
-            CsvWriter(Path(folder) / "a.csv", num_ranks=5, has_labels=False) as writer,
-        ):
-            for prediction in engine.predict(list(paths)):
-                writer.write(prediction)
+        def run(paths):
+            with (
+                tempfile.TemporaryDirectory() as folder,
+                CsvWriter(Path(folder) / "a.csv", num_ranks=5, has_labels=False) as writer,
+            ):
+                for prediction in engine.predict(list(paths)):
+                    writer.write(prediction)
+
+        return run
 
     def decode_alone(paths):
         from concurrent.futures import ThreadPoolExecutor
@@ -259,13 +262,16 @@ def files(name, size, exports, arguments, failed):
 
         images = load_images(paths)
         with ThreadPoolExecutor(arguments.threads) as pool:
-            for _ in pool.map(lambda i: engine._load(images, i), range(len(images))):
+            for _ in pool.map(lambda i: engines["bf16"]._load(images, i), range(len(images))):
                 pass
 
-    def infer_alone(paths):
-        batch = np.zeros((BATCH, size, size, 3), "uint8")
-        for _ in engine.runtime.stream(batch for _ in range(-(-len(paths) // BATCH))):
-            pass
+    def infer_alone(engine):
+        def run(paths):
+            batch = np.zeros((BATCH, size, size, 3), "uint8")
+            for _ in engine.runtime.stream(batch for _ in range(-(-len(paths) // BATCH))):
+                pass
+
+        return run
 
     def plain_loop():
         from PIL import Image
@@ -283,9 +289,9 @@ def files(name, size, exports, arguments, failed):
         return run
 
     ways = {
-        "engine, files to CSV": lambda: to_csv,
         "decoding alone": lambda: decode_alone,
-        "inference alone": lambda: infer_alone,
+        **{f"inference alone, {kind}": lambda engine=engine: infer_alone(engine) for kind, engine in engines.items()},
+        **{f"engine {kind}, files to CSV": lambda engine=engine: to_csv(engine) for kind, engine in engines.items()},
         "Pillow and timm bf16, a loop": plain_loop,
     }
     return measure(ways, paths, len(paths), max(2, arguments.rounds // 2), failed)
