@@ -1,6 +1,5 @@
 """Learning from a teacher: a trained model sees the same augmented images, and its answers are a second label."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from vitreous.registry import count_parameters
 from vitreous.resize import resize_matrix
 from vitreous.spec import InputSpec
 from vitreous.training.losses import Loss
-from vitreous.training.planning import describe_weights
+from vitreous.training.planning import describe_weights, fingerprint
 from vitreous.training.progress import Reporter
 from vitreous.training.recipe import DistillationConfig
 from vitreous.training.run import Run, load_run
@@ -49,10 +48,7 @@ class Teacher:
     @property
     def fingerprint(self) -> str:
         """A sha256 of its weights: what it answers, whatever it is called."""
-        digest = hashlib.sha256()
-        for weight in self.model.weights:
-            digest.update(np.ascontiguousarray(ops.convert_to_numpy(ops.cast(weight.value, "float32"))).tobytes())
-        return digest.hexdigest()
+        return fingerprint(ops.convert_to_numpy(ops.cast(weight.value, "float32")) for weight in self.model.weights)
 
     def __call__(self, images: Any) -> Any:
         """Returns the teacher's logits for some images."""

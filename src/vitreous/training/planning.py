@@ -346,14 +346,14 @@ def identity_of(
         "data (fingerprint)": data["fingerprint"],
         **{f"the version of {name}": versions[name] for name in ("vitreous", "keras", "backend")},
         "precision": versions["policy"],
-        "the weights to start from": None if weights is None else _fingerprint(weights),
+        "the weights to start from": None if weights is None else fingerprint(weights),
         "the weights of the teacher": config.get("teacher_fingerprint"),
         "the kind of checkpoints": checkpoints or "whole",
         "the devices": config.get("distribution"),
     }
 
 
-def _fingerprint(weights: Sequence[np.ndarray]) -> str:
+def fingerprint(weights: Iterable[np.ndarray]) -> str:
     """Returns a sha256 of weights: about a second for a billion bytes."""
     digest = hashlib.sha256()
     for weight in weights:

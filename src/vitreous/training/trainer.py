@@ -203,7 +203,8 @@ def _prepare(
             )
             writer.write_call(describe_call("train", call))
             interrupt.is_busy = layout.num_processes > 1  # SIGTERM for one is for all: they look at it together
-            layout.meet(identity_of(config, weights=weights, checkpoints=kind))
+            compared = weights if layout.num_processes > 1 else None  # alone, nobody asks for what takes a while
+            layout.meet(identity_of(config, weights=compared, checkpoints=kind))
             path = layout.share(str(writer.path))
             with checkpoints:
                 plan = (dataset, loader, settled, spec, weights, loss, config)
