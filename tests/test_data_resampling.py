@@ -6,7 +6,8 @@ from PIL import Image
 from test_data_jpeg import photograph
 
 from vitreous.data import resampling
-from vitreous.data.resampling import flip_columns, resize_box
+from vitreous.data.images import resize_image
+from vitreous.data.resampling import flip_columns, resize_box, resize_image_fast
 from vitreous.spec import InputSpec
 
 FILTERS = ["nearest", "bilinear", "bicubic", "lanczos"]
@@ -50,6 +51,46 @@ def test_without_kernels_pillow_does_it(monkeypatch):
     monkeypatch.setattr(resampling, "_kernels", lambda: None)
     box = (5, 7, 90, 80)
     assert np.array_equal(resize_box(image, box, spec), by_pillow(image, box, spec))
+
+
+@pytest.mark.parametrize("mode", ["crop", "squash", "pad"])
+@pytest.mark.parametrize("target", [96, (96, 128), (40, 20)])
+def test_images_as_for_evaluation(mode, target):
+    rng = np.random.default_rng(0)
+    for case in range(40):
+        height, width = rng.integers(30, 400, 2).tolist()
+        interpolation, fraction = FILTERS[1 + case % 3], (0.875, 1.0)[case // 3 % 2]
+        spec = InputSpec(image_size=target, resize_mode=mode, interpolation=interpolation, crop_fraction=fraction)
+        image = photograph(height, width, seed=case)
+        result, expected = resize_image_fast(image, spec), resize_image(image, spec)
+        assert result.shape == expected.shape and result.dtype == np.uint8
+        differences = np.abs(result - expected.astype(int))
+        assert differences.max() <= 2 and (differences > 1).mean() < 1e-3 and (differences > 0).mean() < 0.05
+
+
+def test_specks_and_strips_as_for_evaluation():
+    rng = np.random.default_rng(0)
+    for case in range(60):
+        height, width = rng.integers(1, 9, 2).tolist()
+        shape = ((height, width), (height, 90 * width), (90 * height, width))[case % 3]
+        noise = rng.integers(0, 256, (*shape, 3), dtype="uint8")
+        for mode in ("crop", "squash", "pad"):
+            spec = InputSpec(image_size=(32, 48), resize_mode=mode, crop_fraction=0.9)
+            difference = resize_image_fast(noise, spec) - resize_image(noise, spec).astype(int)
+            assert np.abs(difference).max() <= 2, (case, mode)
+
+
+def test_images_that_need_no_kernels(monkeypatch):
+    image = photograph(60, 50)
+    for spec in (
+        InputSpec(image_size=(60, 50), crop_fraction=1.0),
+        InputSpec(image_size=(30, 25), crop_fraction=0.5),
+        InputSpec(image_size=(40, 45), crop_fraction=0.5, interpolation="nearest"),
+    ):
+        assert np.array_equal(resize_image_fast(image, spec), resize_image(image, spec))
+    monkeypatch.setattr(resampling, "_kernels", lambda: None)
+    spec = InputSpec(image_size=(33, 44))
+    assert np.array_equal(resize_image_fast(image, spec), resize_image(image, spec))
 
 
 def test_nothing_to_resize():

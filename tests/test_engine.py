@@ -16,6 +16,7 @@ from run_folder import make_run
 
 from vitreous import engine as engine_module
 from vitreous.data import decode_image, resize_image
+from vitreous.data.resampling import resize_image_fast
 from vitreous.engine import Engine, Prediction
 from vitreous.errors import ConfigError, ImageError, MissingPathError, RunError
 from vitreous.evaluation import softmax
@@ -122,6 +123,17 @@ def test_exports_keras_and_precisions_agree(run, photos, expected, tmp_path):
             assert prediction.probabilities[0] == pytest.approx(expected[str(prediction.path)].max(), abs=tolerance)
         images = np.zeros((5, 8, 8, 1), "uint8")
         assert engine.logits(images).shape == engine.probabilities(images).shape == (5, 10)
+
+
+def test_images_are_resized_to_the_pixel_in_fp32_alone(run, photos):
+    path = photos / "03.png"
+    image = decode_image(path, 1)
+    for precision, resize in (("fp32", resize_image), ("bf16", resize_image_fast)):
+        engine = Engine(run, precision=precision)
+        shares = engine.probabilities(resize(image, run.input_spec)[None])[0]
+        (found,) = engine.predict([path])
+        assert found.probabilities == tuple(float(share) for share in np.sort(shares)[::-1][:5])
+    assert not np.array_equal(resize_image(image, run.input_spec), resize_image_fast(image, run.input_spec))
 
 
 def test_what_a_server_needs(engine, run):

@@ -368,5 +368,11 @@ def test_command(call, run, tmp_path):
     assert (tmp_path / "model.zip").is_file()
     code, text, _ = call("export", run.path, "--format", "onnx", "--out", out, "--json")
     assert json.loads(text)["parity"]["top1_agreement"] == 1
+    for options, message in (
+        (("--out", "m.onnx"), "Expected a path that ends in .xml"),
+        (("--format", "torch", "--precision", "int8"), "Cannot export to torch in int8"),
+    ):
+        code, _, err = call("export", run.path / "missing", *options)  # before the run is looked at
+        assert code == 2 and message in err
     code, _, err = call("export", run.path, "--batch", "many")
     assert code == 2 and "Expected a positive number, or dynamic" in err

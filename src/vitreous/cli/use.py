@@ -183,6 +183,10 @@ def export(
             f"Cannot read --batch. Expected a positive number, or dynamic. Received: batch={batch!r}. Pass for "
             "example 1."
         )
+    from vitreous.export.record import check_precision, check_suffix
+
+    check_precision(format, precision)  # before anything takes seconds to load
+    check_suffix(format, out)
     from vitreous.training import load_run
 
     loaded = load_run(run)

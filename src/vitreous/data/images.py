@@ -205,13 +205,29 @@ def resize_image(image: np.ndarray, input_spec: InputSpec) -> np.ndarray:
     center, squash and border): https://github.com/pytorch/vision/blob/main/torchvision/transforms/functional.py,
     https://github.com/huggingface/pytorch-image-models/blob/main/timm/data/transforms_factory.py
     """
+    image, cover, (top, left), (rows, columns) = place_image(image, input_spec)
+    if cover == image.shape[:2] == (rows, columns) == input_spec.image_size:
+        return image
+    pillow = to_pillow(image)
+    if image.shape[:2] != cover:
+        pillow = pillow.resize((cover[1], cover[0]), resampling(input_spec))
+    return pad_image(to_array(pillow.crop((left, top, left + columns, top + rows))), input_spec)
+
+
+def place_image(
+    image: np.ndarray, input_spec: InputSpec
+) -> tuple[np.ndarray, tuple[int, int], tuple[int, int], tuple[int, int]]:
+    """Returns where an image goes: (what of it counts, its size once resized, (top, left) and size of what stays).
+
+    Arguments and errors as for `resize_image`.
+    """
     check_array(image, input_spec)
     target = input_spec.image_size
     if input_spec.resize_mode == "crop":
         image = _limit_aspect(image, target)
     height, width = image.shape[:2]
     if (height, width) == target and input_spec.crop_fraction == 1:
-        return image
+        return image, target, (0, 0), target
     cover = [max(side, int(side / input_spec.crop_fraction)) for side in target]
     if input_spec.resize_mode == "pad":  # the longer side decides
         scale = min(cover[0] / height, cover[1] / width)
@@ -224,18 +240,22 @@ def resize_image(image: np.ndarray, input_spec: InputSpec) -> np.ndarray:
             cover[1] = cover[0] * width // height
         else:
             cover[0] = cover[1] * height // width
-    pillow = to_pillow(image)
-    if (height, width) != tuple(cover):
-        pillow = pillow.resize((cover[1], cover[0]), resampling(input_spec))
     top, left = (round(max(side - limit, 0) / 2) for side, limit in zip(cover, target, strict=True))
-    inner = [min(side, limit) for side, limit in zip(cover, target, strict=True)]
-    pixels = to_array(pillow.crop((left, top, left + inner[1], top + inner[0])))
-    if inner == list(target):
-        return pixels
+    rows, columns = (min(side, limit) for side, limit in zip(cover, target, strict=True))
+    return image, (cover[0], cover[1]), (top, left), (rows, columns)
+
+
+def pad_image(image: np.ndarray, input_spec: InputSpec) -> np.ndarray:
+    """Returns an image of the size in `input_spec`: `image` itself, or, where it is smaller, in the middle of the mean
+    colour.
+    """
+    target, (rows, columns) = input_spec.image_size, image.shape[:2]
+    if (rows, columns) == target:
+        return image
     padded = np.empty((*target, image.shape[2]), "uint8")
     padded[:] = np.round(255 * np.array(input_spec.mean))
-    top, left = (target[0] - inner[0]) // 2, (target[1] - inner[1]) // 2
-    padded[top : top + inner[0], left : left + inner[1]] = pixels
+    top, left = (target[0] - rows) // 2, (target[1] - columns) // 2
+    padded[top : top + rows, left : left + columns] = image
     return padded
 
 

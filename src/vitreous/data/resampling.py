@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from vitreous.data.images import resampling, to_array, to_pillow
+from vitreous.data.images import pad_image, place_image, resampling, resize_image, to_array, to_pillow
 from vitreous.spec import InputSpec
 
 _FILTERS = {"bilinear": "bilinear", "bicubic": "catmull_rom", "lanczos": "lanczos3"}
@@ -35,25 +35,63 @@ def resize_box(image: np.ndarray, box: tuple[int, int, int, int], input_spec: In
     height, width = input_spec.image_size
     if part.shape[:2] == (height, width):
         return part
-    kernels = _kernels()
-    if kernels is None or input_spec.interpolation not in _FILTERS:
+    if not _has_kernel(input_spec):
         return to_array(to_pillow(part).resize((width, height), resampling(input_spec)))
+    return _convolve(part, (height, width), (0, 0), (height, width), input_spec.interpolation)
+
+
+def resize_image_fast(image: np.ndarray, input_spec: InputSpec) -> np.ndarray:
+    """Does what `resize_image` does several times faster, though not to the pixel: only what stays is computed.
+
+    Args:
+        image: uint8, (H, W, 1 or 3).
+        input_spec: Size, filter and `resize_mode`.
+
+    Returns:
+        uint8, (*input_spec.image_size, C); it may be read-only, or a view of `image`. Against `resize_image` with
+        Pillow 13, of the values of 125 photographs at 224 pixels, bicubic: 99.7% equal, 0.3% 1 level off, 6 in ten
+        million 2 levels. Earlier versions of Pillow differ by more.
+
+    Raises:
+        ConfigError: If `image` is not such an array.
+    """
+    if not _has_kernel(input_spec):
+        return resize_image(image, input_spec)
+    image, cover, (top, left), size = place_image(image, input_spec)
+    if image.shape[:2] == cover:
+        part = image[top : top + size[0], left : left + size[1]]
+    else:
+        part = _convolve(image, cover, (top, left), size, input_spec.interpolation)
+    return pad_image(part, input_spec)
+
+
+def _has_kernel(input_spec: InputSpec) -> bool:
+    return _kernels() is not None and input_spec.interpolation in _FILTERS
+
+
+def _convolve(
+    image: np.ndarray, cover: tuple[int, int], place: tuple[int, int], size: tuple[int, int], interpolation: str
+) -> np.ndarray:
+    """Returns what lies at `place` (top, left), `size` (rows, columns) large, of an image resized to `cover`."""
+    kernels = _kernels()
     if not hasattr(_OF_THREAD, "resizer"):
         _OF_THREAD.resizer = kernels.Resizer()
-    channels = image.shape[2]
+    height, width, channels = image.shape
     pixel_type = kernels.PixelType.U8x3 if channels == 3 else kernels.PixelType.U8
-    options = _options(input_spec.interpolation)
-    rows, columns = part.shape[:2]
-    source = kernels.ImageData(columns, rows, pixel_type, part.tobytes())
+    source = kernels.ImageData(width, height, pixel_type, image.tobytes())
+    (top, rows), (left, columns) = (
+        (first * side / whole, min(count * side / whole, side - first * side / whole))
+        for first, count, side, whole in zip(place, size, (height, width), cover, strict=True)
+    )
     # The package resizes columns of pixels first. Pillow (13) does so only where they shrink most; what is clipped
     # between the passes depends on their order.
-    if rows <= height or rows - height <= 2 * (columns - width):
-        between = kernels.ImageData(width, rows, pixel_type)
-        _OF_THREAD.resizer.resize(source, between, options)
-        source = between
-    result = kernels.ImageData(width, height, pixel_type)
-    _OF_THREAD.resizer.resize(source, result, options)
-    return np.frombuffer(result.get_buffer(), "uint8").reshape(height, width, channels)
+    if height <= cover[0] or height - cover[0] <= 2 * (width - cover[1]):
+        between = kernels.ImageData(size[1], height, pixel_type)
+        _OF_THREAD.resizer.resize(source, between, _options(interpolation, left, 0, columns, height))
+        source, left, columns = between, 0, size[1]
+    result = kernels.ImageData(size[1], size[0], pixel_type)
+    _OF_THREAD.resizer.resize(source, result, _options(interpolation, left, top, columns, rows))
+    return np.frombuffer(result.get_buffer(), "uint8").reshape(*size, channels)
 
 
 @functools.cache
@@ -66,10 +104,11 @@ def _kernels() -> Any:
     return cykooz_resizer
 
 
-@functools.cache
-def _options(interpolation: str) -> Any:
+def _options(interpolation: str, left: float, top: float, width: float, height: float) -> Any:
+    """Returns a filter, and the part of an image that it goes over."""
     kernels = _kernels()
-    return kernels.ResizeOptions(kernels.ResizeAlg.convolution(kernels.FilterType[_FILTERS[interpolation]]))
+    algorithm = kernels.ResizeAlg.convolution(kernels.FilterType[_FILTERS[interpolation]])
+    return kernels.ResizeOptions(algorithm, crop_box=kernels.CropBox(left, top, width, height))
 
 
 def flip_columns(image: np.ndarray) -> np.ndarray:

@@ -91,6 +91,17 @@ def check_precision(format: str, precision: str) -> None:
         )
 
 
+def check_suffix(format: str, out: str | Path | None) -> None:
+    """Raises `ConfigError` unless the format is written to such a path."""
+    suffix = FORMATS[format][0]
+    if out is not None and Path(out).suffix != suffix:
+        expected = f"a path that ends in {suffix}" if suffix else "the path of a folder, without a suffix"
+        raise ConfigError(
+            f"Cannot export to {out}. Expected {expected}, for format={format!r}. Received: out={str(out)!r}. "
+            "Pass another --out, or another --format."
+        )
+
+
 def find_format(path: Path) -> str | None:
     """Returns the format of an export by its name; None for anything else, such as a run folder."""
     if (path / "saved_model.pb").is_file():

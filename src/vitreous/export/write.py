@@ -30,6 +30,7 @@ from vitreous.export.record import (
     ExportRecord,
     Format,
     check_precision,
+    check_suffix,
     find_format,
     metadata_path,
 )
@@ -291,12 +292,7 @@ def _target(run: Run, format: str, precision: str, out: str | Path | None) -> Pa
     """Returns where an export goes, if it may."""
     suffix = FORMATS[format][0]
     path = run.path / "export" / f"{run.path.name}-{format}-{precision}{suffix}" if out is None else Path(out)
-    if out is not None and path.suffix != suffix:
-        expected = f"a path that ends in {suffix}" if suffix else "the path of a folder, without a suffix"
-        raise ConfigError(
-            f"Cannot export to {path}. Expected {expected}, for format={format!r}. Received: out={str(path)!r}. "
-            "Pass another --out, or another --format."
-        )
+    check_suffix(format, out)
     _check_free(path, format)
     return path
 
