@@ -303,6 +303,8 @@ def test_prepare_gives_what_the_model_takes(run, folder):
         ({"time": "soon"}, ConfigError, r"Cannot read the time\. .* time='soon'"),
         ({"optimizer": {"learning_rat": 1e-3}}, UnknownNameError, r"Nearest: learning_rate"),
         ({"batchsize": 8}, UnknownNameError, r"Unknown key of Recipe\. .* Nearest: batch_size"),
+        ({"small_fraction": 1.5}, ConfigError, r"Cannot use small_fraction"),
+        ({"small_scale": 0}, ConfigError, r"Cannot use small_scale\. Expected a share above 0, at most 1"),
         ({"precision": "int8"}, ConfigError, r"Expected 'auto', 'float32' or 'bfloat16'"),
     ],
 )
@@ -411,6 +413,20 @@ def test_epochs_and_time_replace_each_other():
     assert Recipe(epochs=3).merge({"time": "5s"}).epochs is None
     assert [parse_seconds(text) for text in ("90s", "1.5h", "2m", "45")] == [90, 5400, 120, 45]
     assert recipe.merge({"optimizer": {"clip_norm": 2.0}}).optimizer.clip_norm == 2.0
+
+
+def test_sizes_at_the_start_of_training():
+    for image_size, changes, scale, expected in (
+        (32, {}, 0.75, (24, 24)),
+        ((32, 48), {}, 0.6, (20, 28)),
+        (32, {}, 0.01, (4, 4)),
+        (32, {}, 1.0, (32, 32)),
+        (32, {"patch_size": 8, "patch_strides": 4}, 0.3, (8, 8)),
+        (32, {"patch_size": 8, "patch_strides": 4}, 0.6, (20, 20)),
+    ):
+        config = get_spec("vit_pico_patch4_32", image_size=image_size, **changes).config
+        assert Recipe(small_fraction=0.5, small_scale=scale).get_small_size(config) == expected
+        assert Recipe(small_scale=scale).get_small_size(config) == config.image_size
 
 
 def test_schedules():

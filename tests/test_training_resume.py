@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import shutil
 import signal
@@ -89,6 +90,26 @@ def assert_same(run, other):
 def crash(folder, out, **options):
     with pytest.raises(RuntimeError, match="crash"):
         vitreous.train(folder, out=out, reporter=Said(crash_at=3), **{**OPTIONS, **options})
+
+
+def test_smaller_images_at_first(folder, tmp_path, monkeypatch):
+    """The first 0.6 of training at 6x6 pixels, bit-equal after a break; the model keeps its own size."""
+    made, resize = [], fit_module.resize_batch
+
+    def watched(images, input_spec):
+        made.append(resize(images, input_spec))
+        return made[-1]
+
+    monkeypatch.setattr(fit_module, "resize_batch", watched)
+    options, reporter = {"small_fraction": 0.6, "small_scale": 0.7}, Said()
+    run = vitreous.train(folder, out=tmp_path / "run", reporter=reporter, **OPTIONS, **options)
+    num_steps = run.metrics["num_steps"]
+    assert {images.shape for images in made} == {(8, 6, 6, 3)} and len(made) == math.ceil(0.6 * num_steps)
+    assert "         6x6 pixels in the first 60% of training" in reporter.lines
+    assert run.config["model"]["image_size"] == [8, 8] and not run.config["model"]["has_dynamic_size"]
+    assert run.load_model()(np.zeros((1, 8, 8, 3), "float32")).shape == (1, 2)
+    crash(folder, tmp_path / "again", **options)
+    assert_same(run, vitreous.train(folder, out=tmp_path / "again", **OPTIONS, **options))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")

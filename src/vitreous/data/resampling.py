@@ -65,6 +65,12 @@ def resize_image_fast(image: np.ndarray, input_spec: InputSpec) -> np.ndarray:
     return pad_image(part, input_spec)
 
 
+def resize_batch(images: np.ndarray, input_spec: InputSpec) -> np.ndarray:
+    """Returns images (B, H, W, 1 or 3) uint8 in the size of `input_spec`, whole: nothing is cut off."""
+    height, width = images.shape[1:3]
+    return np.stack([resize_box(image, (0, 0, width, height), input_spec) for image in images])
+
+
 def _has_kernel(input_spec: InputSpec) -> bool:
     return _kernels() is not None and input_spec.interpolation in _FILTERS
 

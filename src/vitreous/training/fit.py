@@ -18,6 +18,7 @@ import keras
 import numpy as np
 
 from vitreous.data import Batch, Loader
+from vitreous.data.resampling import resize_batch
 from vitreous.errors import RunError, TrainingError
 from vitreous.spec import InputSpec
 from vitreous.training.checkpoint import Checkpoint, Checkpoints
@@ -170,6 +171,8 @@ def fit(
     num_epochs: int | None = None,
     budget_seconds: float | None = None,
     num_parts: int = 1,
+    small_size: tuple[int, int] | None = None,
+    small_fraction: float = 0.0,
     patience_epochs: int | None = None,
     has_answers: bool = True,
     reporter: Reporter | None = None,
@@ -193,6 +196,8 @@ def fit(
         num_epochs: Passes over the training data; or:
         budget_seconds: Wall-clock time to train for; the schedule follows the clock and ends with it.
         num_parts: Parts that a batch is worked off in.
+        small_size: Size (H, W) to which images are brought at first; `model` must take it.
+        small_fraction: Share of training that this lasts.
         patience_epochs: Training ends once so many epochs have brought no better score. Default: never.
         has_answers: Whether `loss` counts right answers, so that there is an accuracy to show.
         reporter: Where progress is shown.
@@ -223,6 +228,8 @@ def fit(
         evaluate=evaluate,
         total_steps=(num_epochs or 0) * train.num_batches,
         budget_seconds=budget_seconds,
+        small_spec=None if small_size is None else input_spec.replace(image_size=small_size),
+        small_fraction=small_fraction,
         patience_epochs=patience_epochs,
         has_answers=has_answers,
         reporter=reporter or Reporter(),
@@ -246,6 +253,8 @@ class _Loop:
     evaluate: Callable[[], Evaluation | None] | None
     total_steps: int
     budget_seconds: float | None
+    small_spec: InputSpec | None
+    small_fraction: float
     patience_epochs: int | None
     has_answers: bool
     reporter: Reporter
@@ -370,6 +379,8 @@ class _Loop:
     def train_batch(self) -> None:
         """Does one step."""
         state, batch = self.state, next(self.stream)
+        if self.small_spec is not None and self.get_progress() < self.small_fraction:
+            batch = dataclasses.replace(batch, images=resize_batch(batch.images, self.small_spec))
         state.epoch = self.stream.state()["epoch"] + 1
         factor = 0.5 ** len(state.recoveries)
         rates = learning_rates(min(self.get_progress() + self.half_step, 1.0), self.config)

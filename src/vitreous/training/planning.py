@@ -270,6 +270,8 @@ def say_plan(
         f"Model    {spec.name}: {count_parameters(spec.config) / 1e6:.2f}M parameters, {height}x{width} pixels, "
         f"{spec.config.num_patches} patches"
     )
+    if (small := recipe.get_small_size(spec.config)) != spec.config.image_size:
+        reporter.note(f"         {small[0]}x{small[1]} pixels in the first {recipe.small_fraction:.0%} of training")
     if layout is not None and layout.is_spread:
         reporter.note(f"Devices  {layout.describe()}")
     length = f"{recipe.time} of training" if recipe.time else f"{recipe.epochs} epochs"

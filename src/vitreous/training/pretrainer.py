@@ -74,6 +74,7 @@ _CHANGES: dict[str, Any] = {
     },
     "architecture": {"stochastic_depth_rate": 0.0, "patch_dropout_rate": 0.0},
     "balance": "none",
+    "small_fraction": 0.0,
 }
 
 

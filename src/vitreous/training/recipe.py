@@ -18,7 +18,7 @@ NOT_ARCHITECTURE = ("image_size", "num_channels", "num_classes", "has_dynamic_si
 # Fields of `Recipe` and of `OptimizerConfig` that training without labels has no use for.
 NOT_PRETRAINED = (
     *("balance", "loss", "focal_gamma", "gamma_negative", "gamma_positive", "negative_clip"),
-    *("patience_epochs", "distillation"),
+    *("patience_epochs", "distillation", "small_fraction", "small_scale"),
 )
 OPTIMIZER_NOT_PRETRAINED = (
     *("label_smoothing", "trained", "lora_rank", "lora_alpha", "lora_layers"),
@@ -173,6 +173,9 @@ class Recipe(Record):
         image_size: Image height and width in pixels. Default: the model's own.
         num_channels: 3 (colour) or 1 (grey).
         resize_mode: How an image is brought to its size for evaluation: crop, squash or pad.
+        small_fraction: Share of training at its start in which images are smaller, in [0, 1): a step then costs less,
+            and the same time shows more images (progressive resizing).
+        small_scale: How much smaller their sides are, in (0, 1], brought to whole patches.
         epochs: Passes over the training images. Default: as many as show the model `num_examples_seen` images.
         num_examples_seen: Images shown to the model in all, when neither epochs nor time are given.
         time: Time budget such as 90s, 20m or 1.5h, instead of epochs: the schedule ends when the time does.
@@ -210,6 +213,8 @@ class Recipe(Record):
     image_size: tuple[int, int] | None = None
     num_channels: int = 3
     resize_mode: Literal["crop", "squash", "pad"] = "crop"
+    small_fraction: float = 0.0
+    small_scale: float = 0.75
     epochs: int | None = None
     num_examples_seen: int = 300_000
     time: str | None = None
@@ -251,7 +256,14 @@ class Recipe(Record):
             f"batch_size={self.batch_size}, num_parts={self.num_parts}",
             "Pass another of the two.",
         )
-        check_rates(max_bad=self.max_bad, negative_clip=self.negative_clip)
+        check_rates(max_bad=self.max_bad, negative_clip=self.negative_clip, small_fraction=self.small_fraction)
+        check(
+            0 < self.small_scale <= 1,
+            "Cannot use small_scale.",
+            "a share above 0, at most 1",
+            f"small_scale={self.small_scale:g}",
+            "Pass for example 0.75.",
+        )
         self._check_loss()
         interval = parse_interval(self.checkpoint_every)
         check(
@@ -291,6 +303,20 @@ class Recipe(Record):
     def get_bad_fraction(self, num_images: int) -> float:
         """Returns the share of `num_images` that may be unreadable; see `max_bad`."""
         return min(max(self.max_bad, _FEW_BAD / num_images), 0.99) if self.max_bad else 0.0
+
+    def get_small_size(self, config: ViTConfig) -> tuple[int, int]:
+        """Returns the size (H, W) of the images at the start of training; that of the model where it is not another.
+
+        Raises:
+            ConfigError: If the model's patches do not fit it.
+        """
+        if not self.small_fraction:
+            return config.image_size
+        height, width = (
+            max(round(side * self.small_scale / stride) * stride, size)
+            for side, stride, size in zip(config.image_size, config.patch_strides, config.patch_size, strict=True)
+        )
+        return config.replace(image_size=(height, width)).image_size
 
     @property
     def budget_seconds(self) -> float | None:

@@ -266,7 +266,10 @@ def _train(
     say_plan(reporter, dataset, config["recipe_name"], settled, spec, policy, layout)
     state = random.getstate()
     random.seed(config["seed"])  # Keras draws the seeds of its layers here; its own set_random_seed loads TensorFlow
-    model = VisionTransformer(spec.config, name=spec.name, dtype=policy)
+    small_size = settled.get_small_size(spec.config)
+    is_resized = small_size != spec.config.image_size
+    of_sizes = spec.config.replace(has_dynamic_size=True) if is_resized else spec.config
+    model = VisionTransformer(of_sizes, name=spec.name, dtype=policy)
     average = VisionTransformer(spec.config, name=spec.name, dtype=policy)
     random.setstate(state)
     if weights is not None:
@@ -303,6 +306,8 @@ def _train(
         num_epochs=settled.epochs,
         budget_seconds=settled.budget_seconds,
         num_parts=settled.num_parts,
+        small_size=small_size if is_resized else None,
+        small_fraction=settled.small_fraction,
         patience_epochs=settled.patience_epochs,
         reporter=reporter,
         interrupt=interrupt,
