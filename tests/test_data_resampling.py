@@ -1,4 +1,5 @@
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ from test_data_jpeg import photograph
 
 from vitreous.data import resampling
 from vitreous.data.images import resize_image
-from vitreous.data.resampling import flip_columns, resize_box, resize_image_fast
+from vitreous.data.resampling import flip_columns, resize_batch, resize_box, resize_image_fast
 from vitreous.spec import InputSpec
 
 FILTERS = ["nearest", "bilinear", "bicubic", "lanczos"]
@@ -91,6 +92,16 @@ def test_images_that_need_no_kernels(monkeypatch):
     monkeypatch.setattr(resampling, "_kernels", lambda: None)
     spec = InputSpec(image_size=(33, 44))
     assert np.array_equal(resize_image_fast(image, spec), resize_image(image, spec))
+
+
+@pytest.mark.parametrize("side", [20, 100])
+def test_whole_batches(side):
+    images = np.stack([photograph(side, side + 4, seed=seed) for seed in range(5)])
+    spec = InputSpec(image_size=(15, 18), interpolation="bilinear")
+    expected = [resize_box(image, (0, 0, side + 4, side), spec) for image in images]
+    with ThreadPoolExecutor(2) as pool:
+        for result in (resize_batch(images, spec), resize_batch(images, spec, pool)):
+            assert np.array_equal(result, expected)
 
 
 def test_nothing_to_resize():

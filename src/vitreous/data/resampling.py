@@ -6,6 +6,7 @@ Pillow does the work.
 
 import functools
 import threading
+from concurrent.futures import Executor
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from vitreous.spec import InputSpec
 
 _FILTERS = {"bilinear": "bilinear", "bicubic": "catmull_rom", "lanczos": "lanczos3"}
 _OF_THREAD = threading.local()
+_SMALL_PIXELS = 64 * 64  # up to here, handing an image to a thread costs as much as the work
 
 
 def resize_box(image: np.ndarray, box: tuple[int, int, int, int], input_spec: InputSpec) -> np.ndarray:
@@ -65,10 +67,15 @@ def resize_image_fast(image: np.ndarray, input_spec: InputSpec) -> np.ndarray:
     return pad_image(part, input_spec)
 
 
-def resize_batch(images: np.ndarray, input_spec: InputSpec) -> np.ndarray:
-    """Returns images (B, H, W, 1 or 3) uint8 in the size of `input_spec`, whole: nothing is cut off."""
+def resize_batch(images: np.ndarray, input_spec: InputSpec, pool: Executor | None = None) -> np.ndarray:
+    """Returns images (B, H, W, 1 or 3) uint8 in the size of `input_spec`, whole: nothing is cut off.
+
+    With a pool, large images are shared among its threads.
+    """
     height, width = images.shape[1:3]
-    return np.stack([resize_box(image, (0, 0, width, height), input_spec) for image in images])
+    is_large = height * width > _SMALL_PIXELS
+    run = pool.map if pool is not None and is_large else map
+    return np.stack(list(run(lambda image: resize_box(image, (0, 0, width, height), input_spec), images)))
 
 
 def _has_kernel(input_spec: InputSpec) -> bool:

@@ -11,12 +11,14 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 import keras
 import numpy as np
 
+from vitreous.backend import count_cores
 from vitreous.data import Batch, Loader
 from vitreous.data.resampling import resize_batch
 from vitreous.errors import RunError, TrainingError
@@ -270,6 +272,7 @@ class _Loop:
         self.is_sharded = self.checkpoints is not None and self.checkpoints.is_sharded
         self.best_weights: list[Any] | None = None  # arrays of NumPy; as they lie on devices where checkpoints do
         self.is_interrupted = False  # in any process
+        self.pool = None if self.small_spec is None else ThreadPoolExecutor(count_cores())
         self.start = time.monotonic()
         # A step's rate is that of its middle, never 0.
         self.half_step = 0.5 / self.total_steps if self.total_steps else 0.5e-3
@@ -298,6 +301,8 @@ class _Loop:
             raise
         finally:
             self.stream.close()
+            if self.pool is not None:
+                self.pool.shutdown()
             self.interrupt.is_busy = False
         state = self.state
         if not self.is_interrupted:
@@ -380,7 +385,7 @@ class _Loop:
         """Does one step."""
         state, batch = self.state, next(self.stream)
         if self.small_spec is not None and self.get_progress() < self.small_fraction:
-            batch = dataclasses.replace(batch, images=resize_batch(batch.images, self.small_spec))
+            batch = dataclasses.replace(batch, images=resize_batch(batch.images, self.small_spec, self.pool))
         state.epoch = self.stream.state()["epoch"] + 1
         factor = 0.5 ** len(state.recoveries)
         rates = learning_rates(min(self.get_progress() + self.half_step, 1.0), self.config)
