@@ -7,10 +7,10 @@ other; the time is that of training, with compilation, without reading the image
 - `keras`: the classifier of Keras's own example "Image classification with Vision Transformer": images enlarged to 72
   pixels, patches of 6, width 64, 8 blocks of 4 heads, a head of 2,048 and 1,024, AdamW at 1e-3 with weight decay 1e-4,
   batch 256; random flip, rotation and zoom. On jax, compiled, through `fit`.
-- `keras-small`: the same body without the enlargement, patches of 4: what the example is at this image size.
+- `keras-small`: the same body without the enlargement, patches as timm's: what the example is at this image size.
 - `timm`: timm's VisionTransformer in the size of our model without its stem, AdamW at 1e-3 with a cosine to 0, weight
   decay 0.05, warm-up 5%, batch 128, label smoothing 0.1, flips and shifts of an eighth of a side, bfloat16 autocast, on
-  torch. Its patches are of 4 pixels, of 8 from 49 pixels on and of 16 from 113 on.
+  torch. Its patches are of 4 pixels; of 8 where images have more than 48, of 16 where they have more than 112.
 
     python benchmarks/cifar.py CIFAR --minutes 10 --peers-python PATH --out benchmarks/results/DATE-cpu-cifar.md
 
@@ -44,13 +44,21 @@ def read_split(folder, per_class=None):
     return np.stack(images), np.array(labels)
 
 
+def patch_of(size):
+    """Returns the side of the patches that peers cut images of this side into."""
+    patch = 4 if size <= 48 else 8 if size <= 112 else 16
+    if size % patch:
+        raise SystemExit(f"images of {size} pixels cannot be cut into patches of {patch}: resize them")
+    return patch
+
+
 def train_keras(train, test, seconds, seed, enlarge):
     import keras
     from keras import layers, ops
 
     keras.utils.set_random_seed(seed)
     (images, labels), (test_images, test_labels) = train, test
-    size, patch = (72, 6) if enlarge else (images.shape[1], 4)
+    size, patch = (72, 6) if enlarge else (images.shape[1], patch_of(images.shape[1]))
     num_classes, num_patches, width = int(labels.max()) + 1, (size // patch) ** 2, 64
 
     class Positions(layers.Layer):
@@ -116,7 +124,7 @@ def train_timm(train, test, seconds, seed):
     rng = np.random.default_rng(seed)
     (images, labels), (test_images, test_labels) = train, test
     size = images.shape[1]
-    patch, shift = 4 if size <= 48 else 8 if size <= 112 else 16, size // 8
+    patch, shift = patch_of(size), size // 8
     model = vit.VisionTransformer(
         img_size=size, patch_size=patch, embed_dim=96, depth=6, num_heads=3, num_classes=int(labels.max()) + 1
     )

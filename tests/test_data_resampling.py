@@ -81,6 +81,17 @@ def test_specks_and_strips_as_for_evaluation():
             assert np.abs(difference).max() <= 2, (case, mode)
 
 
+@pytest.mark.parametrize(
+    ("height", "width", "target", "fraction"),
+    [(108, 21, 32, 0.9), (121, 15, 32, 0.7), (155, 118, (5, 121), 0.95), (399, 30, (36, 87), 0.5)],
+)
+def test_narrow_images_cut_on_both_sides(height, width, target, fraction):
+    """The package read beyond its memory where one box cut rows and columns."""
+    spec = InputSpec(image_size=target, resize_mode="squash", crop_fraction=fraction)
+    image = photograph(height, width)
+    assert np.abs(resize_image_fast(image, spec) - resize_image(image, spec).astype(int)).max() <= 2
+
+
 def test_images_that_need_no_kernels(monkeypatch):
     image = photograph(60, 50)
     for spec in (
@@ -99,9 +110,17 @@ def test_whole_batches(side):
     images = np.stack([photograph(side, side + 4, seed=seed) for seed in range(5)])
     spec = InputSpec(image_size=(15, 18), interpolation="bilinear")
     expected = [resize_box(image, (0, 0, side + 4, side), spec) for image in images]
-    with ThreadPoolExecutor(2) as pool:
+    counted = []
+
+    class Pool(ThreadPoolExecutor):
+        def submit(self, *args, **kwargs):
+            counted.append(args)
+            return super().submit(*args, **kwargs)
+
+    with Pool(2) as pool:
         for result in (resize_batch(images, spec), resize_batch(images, spec, pool)):
             assert np.array_equal(result, expected)
+    assert len(counted) == (5 if side == 100 else 0)  # small images cost less than handing them over
 
 
 def test_nothing_to_resize():

@@ -15,7 +15,7 @@ from PIL import Image
 from run_folder import make_run
 
 from vitreous import engine as engine_module
-from vitreous.data import decode_image, resize_image
+from vitreous.data import decode_image, resampling, resize_image
 from vitreous.data.resampling import resize_image_fast
 from vitreous.engine import Engine, Prediction
 from vitreous.errors import ConfigError, ImageError, MissingPathError, RunError
@@ -133,7 +133,8 @@ def test_images_are_resized_to_the_pixel_in_fp32_alone(run, photos):
         shares = engine.probabilities(resize(image, run.input_spec)[None])[0]
         (found,) = engine.predict([path])
         assert found.probabilities == tuple(float(share) for share in np.sort(shares)[::-1][:5])
-    assert not np.array_equal(resize_image(image, run.input_spec), resize_image_fast(image, run.input_spec))
+    if resampling._kernels() is not None:  # there is a build of the package for this machine
+        assert not np.array_equal(resize_image(image, run.input_spec), resize_image_fast(image, run.input_spec))
 
 
 def test_what_a_server_needs(engine, run):

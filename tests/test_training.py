@@ -418,11 +418,13 @@ def test_epochs_and_time_replace_each_other():
 def test_sizes_at_the_start_of_training():
     for image_size, changes, scale, expected in (
         (32, {}, 0.75, (24, 24)),
-        ((32, 48), {}, 0.6, (20, 28)),
+        ((32, 48), {}, 0.6, (16, 28)),
         (32, {}, 0.01, (4, 4)),
         (32, {}, 1.0, (32, 32)),
         (32, {"patch_size": 8, "patch_strides": 4}, 0.3, (8, 8)),
-        (32, {"patch_size": 8, "patch_strides": 4}, 0.6, (20, 20)),
+        (32, {"patch_size": 8, "patch_strides": 4}, 0.6, (16, 16)),
+        (28, {"patch_size": 16, "patch_padding": "same"}, 0.95, (16, 16)),
+        (10, {"patch_size": 16, "patch_padding": "same"}, 0.75, (10, 10)),
     ):
         config = get_spec("vit_pico_patch4_32", image_size=image_size, **changes).config
         assert Recipe(small_fraction=0.5, small_scale=scale).get_small_size(config) == expected

@@ -20,6 +20,7 @@ import vitreous
 from vitreous.data import Dataset, ImageSet
 from vitreous.errors import ConfigError, DataError, MissingPathError, RunError, RunExistsError, TrainingError
 from vitreous.training import fit as fit_module
+from vitreous.training.checkpoint import Checkpoints
 from vitreous.training.distillation import DistillationLoss, Teacher
 from vitreous.training.distribute import Layout
 from vitreous.training.fit import Interrupt
@@ -37,10 +38,11 @@ OPTIONS = {
     "epochs": 5,
     "architecture": {"num_blocks": 1, "projection_dim": 32, "mlp_dim": 64, "stochastic_depth_rate": 0.2},
     "checkpoint_every": "2 steps",
+    "small_fraction": 0.0,
 }
 WORDS = """--model vit_pico_patch2_8 --image-size 8 --batch-size 8 --epochs 5 --checkpoint-every "2 steps"
 --architecture.num-blocks 1 --architecture.projection-dim 32 --architecture.mlp-dim 64
---architecture.stochastic-depth-rate 0.2"""
+--architecture.stochastic-depth-rate 0.2 --small-fraction 0"""
 
 
 class Said(LineReporter):
@@ -101,15 +103,41 @@ def test_smaller_images_at_first(folder, tmp_path, monkeypatch):
         return made[-1]
 
     monkeypatch.setattr(fit_module, "resize_batch", watched)
-    options, reporter = {"small_fraction": 0.6, "small_scale": 0.7}, Said()
-    run = vitreous.train(folder, out=tmp_path / "run", reporter=reporter, **OPTIONS, **options)
+    options, reporter = {"small_fraction": 0.6}, Said()
+    run = vitreous.train(folder, out=tmp_path / "run", reporter=reporter, **{**OPTIONS, **options})
     num_steps = run.metrics["num_steps"]
     assert {images.shape for images in made} == {(8, 6, 6, 3)} and len(made) == math.ceil(0.6 * num_steps)
     assert "         6x6 pixels in the first 60% of training" in reporter.lines
     assert run.config["model"]["image_size"] == [8, 8] and not run.config["model"]["has_dynamic_size"]
     assert run.load_model()(np.zeros((1, 8, 8, 3), "float32")).shape == (1, 2)
     crash(folder, tmp_path / "again", **options)
-    assert_same(run, vitreous.train(folder, out=tmp_path / "again", **OPTIONS, **options))
+    assert_same(run, vitreous.train(folder, out=tmp_path / "again", **{**OPTIONS, **options}))
+
+
+def test_small_images_neither_stop_training_nor_are_its_end(folder, tmp_path):
+    options = {**OPTIONS, "epochs": 20, "small_fraction": 0.5, "patience_epochs": 1}
+    run = vitreous.train(folder, out=tmp_path / "run", **options)
+    with (run.path / "history.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    best = max(rows[10:], key=lambda row: (float(row["val_accuracy"]), -float(row["val_loss"])))
+    assert int(rows[-1]["epoch"]) > 10 and float(best["val_accuracy"]) == pytest.approx(run.metrics["val"]["accuracy"])
+    said = Said(crash_at=1, number=signal.SIGINT)
+    run = vitreous.train(folder, out=tmp_path / "cut", reporter=said, **options)
+    assert run.metrics["is_interrupted"]
+    assert any("ended while images were still small (6x6 pixels)" in line for line in said.lines)
+
+
+def test_runs_older_than_an_option_go_on(folder, unbroken, tmp_path, monkeypatch):
+    load = Checkpoints.load_config
+
+    def load_older(self):
+        config = load(self)
+        recipe = {name: value for name, value in config["recipe"].items() if not name.startswith("small_")}
+        return {**config, "recipe": recipe}
+
+    crash(folder, tmp_path / "run")
+    monkeypatch.setattr(Checkpoints, "load_config", load_older)
+    assert_same(vitreous.train(folder, out=tmp_path / "run", **OPTIONS), unbroken)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
@@ -317,6 +345,7 @@ def test_early_stopping_and_the_best_so_far(folder, tmp_path):
 def test_pretraining_resumes(folder, tmp_path):
     options = {**OPTIONS, "masked": MaskedConfig(decoder_dim=64, num_decoder_blocks=1), "epochs": 3}
     options["architecture"] = {"num_blocks": 1, "projection_dim": 32, "mlp_dim": 64}
+    del options["small_fraction"]
     whole = vitreous.pretrain(folder, out=tmp_path / "whole", **options)
     with pytest.raises(RuntimeError, match="crash"):
         vitreous.pretrain(folder, out=tmp_path / "killed", reporter=Said(crash_at=2), **options)

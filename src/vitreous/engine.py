@@ -100,7 +100,8 @@ class Engine:
         path: An `.onnx`, OpenVINO `.xml` or `.tflite` file that `export_model` wrote, or a run, or its folder.
         precision: For a run on a CPU with OpenVINO: `"fp32"` or `"bf16"` (faster where the processor has it; answers
             differ a little). Default: fp32. An export has its own. In fp32, files are resized to the pixel as in
-            evaluation; in any other precision several times faster, where 3 values in a thousand differ by 1 of 255.
+            evaluation; in any other precision several times faster, where 3 values in a thousand differ by 1 of 255
+            (from Pillow 13).
         backend: Keras backend (`"jax"`, `"torch"`, `"tensorflow"`) to run a run on. Default: OpenVINO on a CPU where
             it is installed, else the fastest backend installed.
         num_threads: CPU threads. Default: one for each core that this process may use.
@@ -184,9 +185,23 @@ class Engine:
         self.temperature = record.temperature
         self.precision: str = record.precision
         self.is_multi_label = record.is_multi_label
-        self._resize = resize_image if self.precision == "fp32" else resize_image_fast
         self.description = self.runtime.name
         say(f"Engine   {self.description}")
+
+    def resize(self, image: np.ndarray) -> np.ndarray:
+        """Brings an image to the size in `input_spec`, as `predict` does.
+
+        Args:
+            image: uint8, (H, W, C).
+
+        Returns:
+            uint8, (*input_spec.image_size, C); it may be read-only, or share the memory of `image`.
+
+        Raises:
+            ConfigError: If `image` is not such an array.
+        """
+        resize = resize_image if self.precision == "fp32" else resize_image_fast
+        return resize(image, self.input_spec)
 
     def logits(self, images: np.ndarray) -> np.ndarray:
         """Computes logits; may be called from several threads.
@@ -288,7 +303,7 @@ class Engine:
         if not hasattr(_OF_THREAD, "scratch"):
             _OF_THREAD.scratch = bytearray()
         image = images.load(index, self.input_spec.num_channels, scratch=_OF_THREAD.scratch)
-        resized = self._resize(image, self.input_spec)
+        resized = self.resize(image)
         return resized.copy() if np.may_share_memory(resized, image) else resized  # the next image is decoded there
 
     def _decode(self, item: Any) -> np.ndarray:
@@ -303,7 +318,7 @@ class Engine:
                     f"Received: dtype={item.dtype}, shape={item.shape}. Pass such an array."
                 )
             item = Image.fromarray(squeezed)
-        return self._resize(decode_image(item, self.input_spec.num_channels), self.input_spec)
+        return self.resize(decode_image(item, self.input_spec.num_channels))
 
     def _predict(
         self,

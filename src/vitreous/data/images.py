@@ -189,7 +189,7 @@ def is_plain_header(head: bytes) -> bool:
 
 
 def resize_image(image: np.ndarray, input_spec: InputSpec) -> np.ndarray:
-    """Brings an image to the size that a model takes, as evaluation, export and the server do.
+    """Brings an image to the size that a model takes, to the pixel as evaluation does and as exports state it.
 
     Args:
         image: uint8, (H, W, C).

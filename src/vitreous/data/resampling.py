@@ -96,14 +96,17 @@ def _convolve(
         (first * side / whole, min(count * side / whole, side - first * side / whole))
         for first, count, side, whole in zip(place, size, (height, width), cover, strict=True)
     )
-    # The package resizes columns of pixels first. Pillow (13) does so only where they shrink most; what is clipped
-    # between the passes depends on their order.
+    # One axis at a time: the package (4.0) reads beyond its memory where a box cuts both. What is clipped between the
+    # passes depends on their order: Pillow (13) begins with the columns of pixels only where they shrink most.
     if height <= cover[0] or height - cover[0] <= 2 * (width - cover[1]):
         between = kernels.ImageData(size[1], height, pixel_type)
-        _OF_THREAD.resizer.resize(source, between, _options(interpolation, left, 0, columns, height))
-        source, left, columns = between, 0, size[1]
+        boxes = (left, 0, columns, height), (0, top, size[1], rows)
+    else:
+        between = kernels.ImageData(width, size[0], pixel_type)
+        boxes = (0, top, width, rows), (left, 0, columns, size[0])
     result = kernels.ImageData(size[1], size[0], pixel_type)
-    _OF_THREAD.resizer.resize(source, result, _options(interpolation, left, top, columns, rows))
+    _OF_THREAD.resizer.resize(source, between, _options(interpolation, *boxes[0]))
+    _OF_THREAD.resizer.resize(between, result, _options(interpolation, *boxes[1]))
     return np.frombuffer(result.get_buffer(), "uint8").reshape(*size, channels)
 
 

@@ -418,7 +418,9 @@ class _Builder:
                 query = graph.add("Mul", query, scale)
         if config.rope != "none":
             query, key = self.rotate(query, num_kept or tokens), self.rotate(key, tokens)
-        scores = graph.add("MatMul", graph.transpose(query, 0, 2, 1, 3), graph.transpose(key, 0, 2, 3, 1))
+        # Keys in two steps: OpenVINO takes the second into the product, which saves 3 to 5% (docs/log.md).
+        key = graph.transpose(graph.transpose(key, 0, 2, 1, 3), 0, 1, 3, 2)
+        scores = graph.add("MatMul", graph.transpose(query, 0, 2, 1, 3), key)
         if config.use_local_attention:
             scores = graph.add("Sub", scores, 1e4 * np.eye(num_kept or tokens, tokens))
         weights = graph.add("Softmax", scores, axis=-1)  # (B, A, N, N)

@@ -173,7 +173,8 @@ class PatchEncoder(keras.layers.Layer):
         covered = positions.shape[1] - self.num_patches  # tokens of the prefix
         if grid_size and self.grid_size and grid_size != self.grid_size:
             matrix = resize_grid_matrix(self.grid_size, grid_size)  # (new N, old N)
-            patch_positions = ops.einsum("nm,bmd->bnd", ops.cast(matrix, positions.dtype), positions[:, covered:])
+            positions = ops.cast(positions, "float32")
+            patch_positions = ops.einsum("nm,bmd->bnd", ops.convert_to_tensor(matrix), positions[:, covered:])
             positions = ops.concatenate([positions[:, :covered], patch_positions], axis=1)
         if positions.shape[1] != covered + count:
             raise ConfigError(

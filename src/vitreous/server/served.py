@@ -11,7 +11,6 @@ import numpy as np
 
 from vitreous.backend import has_gpu
 from vitreous.calibration import get_confidence
-from vitreous.data import resize_image
 from vitreous.engine import Engine, KerasRuntime
 from vitreous.errors import ConfigError, VitreousError
 from vitreous.export.record import find_format, read_record
@@ -110,7 +109,7 @@ class ServedModel:
         """
         start = time.perf_counter()
         spec = self.engine.input_spec
-        image = resize_image(read_image(upload, spec.num_channels, self.config), spec)
+        image = self.engine.resize(read_image(upload, spec.num_channels, self.config))
         decoded = time.perf_counter()
         _, shares = self.infer(image)
         names = self.engine.class_names

@@ -143,7 +143,8 @@ class _State:
     num_images: int = 0
     epoch: int = 0  # begun, from 1
     seconds: float = 0.0
-    schedule_start: float = 0.0  # of a time budget: after the first step, which compiles
+    schedule_start: float = 0.0  # of a time budget: what steps that compile have taken
+    is_whole: bool = False  # a step has been done on images of the model's own size
     evaluation_seconds: float = 0.0  # of the last one: a time budget leaves room for the final one
     rate: float = 0.0
     loss_sum: Any = 0.0  # from here on: since the last row
@@ -200,7 +201,8 @@ def fit(
         num_parts: Parts that a batch is worked off in.
         small_size: Size (H, W) to which images are brought at first; `model` must take it.
         small_fraction: Share of training that this lasts.
-        patience_epochs: Training ends once so many epochs have brought no better score. Default: never.
+        patience_epochs: Training ends once so many epochs have brought no better score, counted from the first one on
+            images of the model's size. Default: never.
         has_answers: Whether `loss` counts right answers, so that there is an accuracy to show.
         reporter: Where progress is shown.
         interrupt: Ends training after the step at hand once it is set. Default: nothing does.
@@ -310,6 +312,12 @@ class _Loop:
         if self.checkpoints is not None and self.layout.num_processes > 1:
             self.checkpoints.finish()
         broken = self.gather_broken()  # before one process leaves the others
+        if self.small_spec is not None and not state.is_whole:
+            height, width = self.small_spec.image_size
+            self.reporter.warn(
+                f"Training has ended while images were still small ({height}x{width} pixels): answers will be better "
+                "after its whole length, or with --small-fraction 0."
+            )
         best_weights = None
         if self.best_weights is not None and state.best_row not in (None, len(state.rows) - 1):
             gather = self.layout.gather if self.is_sharded else np.asarray
@@ -384,8 +392,13 @@ class _Loop:
     def train_batch(self) -> None:
         """Does one step."""
         state, batch = self.state, next(self.stream)
-        if self.small_spec is not None and self.get_progress() < self.small_fraction:
+        is_small = self.small_spec is not None and self.get_progress() < self.small_fraction
+        if self.small_spec is not None and is_small:
             batch = dataclasses.replace(batch, images=resize_batch(batch.images, self.small_spec, self.pool))
+        elif self.pool is not None:
+            self.pool.shutdown()
+            self.pool = None
+        step_start = self.get_seconds()
         state.epoch = self.stream.state()["epoch"] + 1
         factor = 0.5 ** len(state.recoveries)
         rates = learning_rates(min(self.get_progress() + self.half_step, 1.0), self.config)
@@ -393,9 +406,10 @@ class _Loop:
         state.num_steps += 1
         decay = average_decay(state.num_steps, self.get_progress(), horizon_fraction=self.config.average_fraction)
         loss, correct = self.step(batch, learning_rate=state.rate, body_rate=body_rate, decay=decay)
-        if state.num_steps == 1:
+        if state.num_steps == 1 or not (is_small or state.is_whole):  # the first of its size compiles
             self.check_finite(loss)
-            state.schedule_start = self.get_seconds()
+            state.schedule_start += self.get_seconds() - (step_start if state.num_steps > 1 else 0.0)
+        state.is_whole = not is_small
         state.loss_sum, state.correct_sum = state.loss_sum + loss, state.correct_sum + correct
         state.row_steps += 1
         state.row_images += (num_images := self.count_images(batch))
@@ -454,8 +468,9 @@ class _Loop:
             self.step.synchronize()
             found = self.measure(self.evaluate)
             if found is not None:
+                is_whole = self.small_spec is None or self.state.is_whole
                 row |= {f"val_{name}": value for name, value in found.values.items()}
-                if state.best_score is None or found.score > state.best_score:
+                if is_whole and (state.best_score is None or found.score > state.best_score):
                     state.best_score, state.best_epoch, state.best_row = found.score, state.epoch, len(state.rows)
                     self.best_weights = self.step.copy_average() if self.is_sharded else self.step.get_average()
             state.evaluation_seconds = time.monotonic() - evaluation_start

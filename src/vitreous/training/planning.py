@@ -272,6 +272,8 @@ def say_plan(
     )
     if (small := recipe.get_small_size(spec.config)) != spec.config.image_size:
         reporter.note(f"         {small[0]}x{small[1]} pixels in the first {recipe.small_fraction:.0%} of training")
+    elif recipe.small_fraction:
+        reporter.note("         no smaller images at first: the next size of whole patches is the model's own")
     if layout is not None and layout.is_spread:
         reporter.note(f"Devices  {layout.describe()}")
     length = f"{recipe.time} of training" if recipe.time else f"{recipe.epochs} epochs"

@@ -213,8 +213,8 @@ def _refuse_labels(changes: Mapping[str, Any]) -> None:
     if found:
         options = ", ".join(f"{key}={value!r}" for key, value in found.items())
         raise ConfigError(
-            "Cannot pretrain with options for labels, heads or a teacher: there are none. Expected others. "
-            f"Received: {options}. Leave them out; `vitreous train` takes them."
+            "Cannot pretrain with options for labels, heads, a teacher or smaller images: there are none. Expected "
+            f"others. Received: {options}. Leave them out; `vitreous train` takes them."
         )
 
 

@@ -82,8 +82,8 @@ def find_learning_rate(
 ) -> RateSearch:
     """Trains a fresh model with a learning rate that grows from step to step, and suggests one to train with.
 
-    Model, batches, augmentation, loss and optimiser are those of `train` with the same arguments; nothing is kept of
-    the model. The search ends early once the loss has diverged.
+    Model, batches, augmentation, loss and optimiser are those of `train` with the same arguments, but images have their
+    whole size from the start; nothing is kept of the model. The search ends early once the loss has diverged.
 
     Args:
         data: Labelled images, as for `train`. The training images are used, no others.

@@ -175,7 +175,7 @@ class Recipe(Record):
         resize_mode: How an image is brought to its size for evaluation: crop, squash or pad.
         small_fraction: Share of training at its start in which images are smaller, in [0, 1): a step then costs less,
             and the same time shows more images (progressive resizing).
-        small_scale: How much smaller their sides are, in (0, 1], brought to whole patches.
+        small_scale: Share of their sides that is left, in (0, 1], rounded down to whole patches.
         epochs: Passes over the training images. Default: as many as show the model `num_examples_seen` images.
         num_examples_seen: Images shown to the model in all, when neither epochs nor time are given.
         time: Time budget such as 90s, 20m or 1.5h, instead of epochs: the schedule ends when the time does.
@@ -305,18 +305,14 @@ class Recipe(Record):
         return min(max(self.max_bad, _FEW_BAD / num_images), 0.99) if self.max_bad else 0.0
 
     def get_small_size(self, config: ViTConfig) -> tuple[int, int]:
-        """Returns the size (H, W) of the images at the start of training; that of the model where it is not another.
-
-        Raises:
-            ConfigError: If the model's patches do not fit it.
-        """
-        if not self.small_fraction:
+        """Returns the size (H, W) of the images at the start of training: that of the model, or a smaller one."""
+        if not self.small_fraction or self.small_scale == 1:
             return config.image_size
         height, width = (
-            max(round(side * self.small_scale / stride) * stride, size)
+            min(side, max(int(side * self.small_scale) // stride * stride, size))
             for side, stride, size in zip(config.image_size, config.patch_strides, config.patch_size, strict=True)
         )
-        return config.replace(image_size=(height, width)).image_size
+        return height, width
 
     @property
     def budget_seconds(self) -> float | None:

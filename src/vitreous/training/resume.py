@@ -295,6 +295,8 @@ def _check_same(path: Path, old: dict[str, Any], new: dict[str, Any], reporter: 
     what = f"Cannot resume {path}."
     remedy = "or start anew with --no-resume (resume='never')."
     before, now = _flatten(old), _flatten(new)
+    # Options that are newer than the run: it had their defaults.
+    before = {**_flatten({"recipe": without_none(Recipe().to_dict())}), **before}
     for values in (before, now):  # "jax 0.10.2": another version is said, another backend refused
         values["backend"] = str(values.get("versions.backend")).split()[0]
         values["policy"] = values.pop("versions.policy", None)

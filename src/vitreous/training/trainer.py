@@ -93,7 +93,8 @@ def train(
         pretrained: Weights to start from, as `import_weights` takes them: a local file or folder, `timm/NAME.TAG`,
             `hf:OWNER/NAME`. The model and its input are theirs; the head is fresh. Default: random weights.
         teacher: A trained model to learn from beside the labels, as `recipe.distillation` says: a run folder, or what
-            `import_weights` takes. It must have the data's classes; it sees the same augmented images.
+            `import_weights` takes. It must have the data's classes; it sees the same augmented images, so these have
+            their whole size all the time unless `small_fraction` is given.
         seed: Decides splits, first weights, order and augmentation.
         overwrite: Whether a run at `out` may be replaced (once the new one is whole); an unfinished one that was begun
             with other options or data then gives way too.
@@ -162,6 +163,8 @@ def _prepare(
         spec, weights = random_start(settled, len(dataset.class_names)), None
     else:
         spec, weights, settled = pretrained_start(pretrained, changes.get("model"), settled, dataset, reporter)
+    if teacher is not None and "small_fraction" not in changes:
+        settled = dataclasses.replace(settled, small_fraction=0.0)  # it would see them enlarged again
     train_images = dataset.splits["train"]
     policy = select_precision(settled.precision, keras.backend.backend())
     labels_loss = training_loss(train_images, settled, len(dataset.class_names))
