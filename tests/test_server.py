@@ -20,7 +20,9 @@ from vitreous.explanation import METHODS, load_explainer
 from vitreous.model import create_predict_function
 from vitreous.server import ServerConfig
 from vitreous.server.app import MapMethod
+from vitreous.server.served import ServedModel
 from vitreous.server.service import Service
+from vitreous.server.uploads import Upload
 
 PNG = encode()
 
@@ -39,6 +41,17 @@ def service(run, tmp_path_factory):
     service = Service(run.path, config, backend="jax")
     yield service
     service.close()
+
+
+def test_images_are_resized_as_in_prediction(run):
+    served = ServedModel(run.path, ServerConfig(precision="bf16", top_k=3))
+    data = encode(size=(57, 40))
+    answer = served.predict(Upload("", data))
+    (expected,) = served.engine.predict([data])
+    assert answer.predictions == list(zip(expected.classes, expected.probabilities, strict=True))[:3]
+    served.engine.resize = lambda image: np.zeros((*served.engine.input_spec.image_size, 3), "uint8")
+    assert served.predict(Upload("", data)).predictions != answer.predictions
+    served.close()
 
 
 @pytest.fixture(scope="module")

@@ -68,17 +68,17 @@ def ask(run, data, *, source=None, split=None, num_channels=3):
 
 
 def test_a_student_of_a_run(run, folder, call, tmp_path):
-    """Of another image size, with mixed images and another loss."""
+    """Of another image size, with mixed images and another loss; a recipe's small images at first are left out."""
     arguments = ("--model", "vit_pico_patch4_32", "--image-size", "8", "--batch-size", "8", "--epochs", "1")
     code, out, err = call(
         "train", folder, "--out", tmp_path / "run", "--teacher", run.path, "--distillation.kind", "hard",
         "--distillation.weight", "0.8", "--loss", "focal", "--focal-gamma", "1", "--augment.mixup-alpha", "0.5",
-        "--augment.crop-scale", "1", "1", *arguments, "--architecture.num-blocks", "1",
+        "--augment.crop-scale", "1", "1", *arguments, "--architecture.num-blocks", "1", "--recipe", "small32",
     )  # fmt: skip
     assert code == 0, err
     assert f"Teacher  {run.path}: vit_pico_patch4_32, 0." in out and "M parameters, 16x16 pixels" in out
     config = tomllib.loads((tmp_path / "run" / "config.toml").read_text())
-    assert config["teacher"] == str(run.path)
+    assert config["teacher"] == str(run.path) and config["recipe"]["small_fraction"] == 0
     assert config["recipe"]["distillation"] == {"kind": "hard", "temperature": 2.0, "weight": 0.8}
     assert (config["recipe"]["loss"], config["recipe"]["focal_gamma"]) == ("focal", 1.0)
     assert load_model(tmp_path / "run" / "model.keras").config.image_size == (8, 8)
