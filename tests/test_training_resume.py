@@ -17,16 +17,17 @@ import pytest
 from run_folder import write_noise
 
 import vitreous
-from vitreous.data import Dataset, ImageSet
+from vitreous.data import Batch, Dataset, ImageSet
 from vitreous.errors import ConfigError, DataError, MissingPathError, RunError, RunExistsError, TrainingError
+from vitreous.spec import InputSpec
 from vitreous.training import fit as fit_module
-from vitreous.training.checkpoint import Checkpoints
+from vitreous.training import resume as resume_module
 from vitreous.training.distillation import DistillationLoss, Teacher
 from vitreous.training.distribute import Layout
 from vitreous.training.fit import Interrupt
 from vitreous.training.planning import free_path
 from vitreous.training.progress import LineReporter, Reporter
-from vitreous.training.recipe import MaskedConfig
+from vitreous.training.recipe import MaskedConfig, OptimizerConfig
 from vitreous.training.run import RunWriter
 from vitreous.training.trackers import Tracker
 
@@ -114,30 +115,92 @@ def test_smaller_images_at_first(folder, tmp_path, monkeypatch):
     assert_same(run, vitreous.train(folder, out=tmp_path / "again", **{**OPTIONS, **options}))
 
 
-def test_small_images_neither_stop_training_nor_are_its_end(folder, tmp_path):
-    options = {**OPTIONS, "epochs": 20, "small_fraction": 0.5, "patience_epochs": 1}
-    run = vitreous.train(folder, out=tmp_path / "run", **options)
-    with (run.path / "history.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    best = max(rows[10:], key=lambda row: (float(row["val_accuracy"]), -float(row["val_loss"])))
-    assert int(rows[-1]["epoch"]) > 10 and float(best["val_accuracy"]) == pytest.approx(run.metrics["val"]["accuracy"])
-    said = Said(crash_at=1, number=signal.SIGINT)
-    run = vitreous.train(folder, out=tmp_path / "cut", reporter=said, **options)
-    assert run.metrics["is_interrupted"]
+class FakeStep:
+    """Counts images by size; the first step on whole ones takes long, as a compilation does."""
+
+    def __init__(self, seconds=0.0, compile_seconds=0.0):
+        self.sizes, self.seconds, self.compile_seconds = [], seconds, compile_seconds
+
+    def __call__(self, batch, **_):
+        size = batch.images.shape[1]
+        time.sleep(self.compile_seconds if size == 8 and 8 not in self.sizes else self.seconds)
+        self.sizes.append(size)
+        return 0.5, 1.0
+
+    def synchronize(self):
+        pass
+
+    finish = get_average = synchronize
+
+
+class FakeStream:
+    """Epochs of four batches."""
+
+    def __init__(self):
+        self.count = 0
+
+    def __next__(self):
+        self.count += 1
+        return Batch(*(np.zeros(shape, "uint8") for shape in ((2, 8, 8, 3), 2, 2, 2)))
+
+    def state(self):
+        return {"epoch": max(self.count - 1, 0) // 4, "batch": (self.count - 1) % 4 + 1}
+
+    def close(self):
+        pass
+
+
+def loop_with_small_images(step, evaluate, **options):
+    train = SimpleNamespace(stream=FakeStream, num_batches=4, broken={}, num_replaced=0)
+    nothing = dict.fromkeys(("on_row", "checkpoints", "budget_seconds"))
+    return fit_module._Loop(
+        step,
+        train,
+        config=OptimizerConfig(),
+        evaluate=evaluate,
+        patience_epochs=1,
+        has_answers=True,
+        interrupt=Interrupt(),
+        on_nan="stop",
+        layout=Layout(),
+        small_spec=InputSpec(image_size=6),
+        small_fraction=0.5,
+        **{**nothing, "total_steps": 40, "reporter": Reporter(), **options},
+    )
+
+
+def test_early_stopping_waits_for_whole_images():
+    scores = iter(range(100, 0, -1))  # worse from epoch to epoch
+    step = FakeStep()
+    history = loop_with_small_images(step, lambda: fit_module.Evaluation((next(scores),), {})).run()
+    assert step.sizes == [6] * 20 + [8] * 8
+    assert (history.best_row, len(history.rows), history.is_stopped) == (5, 7, True)
+
+
+def test_a_run_that_ends_on_small_images_says_so():
+    said, step = Said(), FakeStep()
+    loop = loop_with_small_images(step, None, reporter=said)
+    loop.on_row = lambda rows: setattr(loop.interrupt, "is_set", len(rows) == 2)
+    assert loop.run().is_interrupted and step.sizes == [6] * 8
     assert any("ended while images were still small (6x6 pixels)" in line for line in said.lines)
 
 
-def test_runs_older_than_an_option_go_on(folder, unbroken, tmp_path, monkeypatch):
-    load = Checkpoints.load_config
+def test_the_compilation_of_whole_images_is_no_training_time():
+    step = FakeStep(seconds=0.01, compile_seconds=0.6)
+    loop = loop_with_small_images(step, None, budget_seconds=1.6, total_steps=0)
+    loop.run()
+    assert loop.state.schedule_start > 0.6
+    assert step.sizes.count(6) >= 10 and step.sizes.count(8) >= 10
 
-    def load_older(self):
-        config = load(self)
-        recipe = {name: value for name, value in config["recipe"].items() if not name.startswith("small_")}
-        return {**config, "recipe": recipe}
 
-    crash(folder, tmp_path / "run")
-    monkeypatch.setattr(Checkpoints, "load_config", load_older)
-    assert_same(vitreous.train(folder, out=tmp_path / "run", **OPTIONS), unbroken)
+def test_runs_older_than_an_option_go_on(unbroken, tmp_path):
+    recipe = {name: value for name, value in unbroken.config["recipe"].items() if not name.startswith("small_")}
+    older, said = {**unbroken.config, "recipe": recipe}, Said()
+    resume_module._check_same(tmp_path, older, unbroken.config, said)
+    assert said.lines == []
+    newer = {**unbroken.config, "recipe": {**unbroken.config["recipe"], "small_fraction": 0.5}}
+    with pytest.raises(ConfigError, match=r"it began with: small_fraction=0\.0\. Received: small_fraction=0\.5\."):
+        resume_module._check_same(tmp_path, older, newer, said)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")

@@ -257,8 +257,6 @@ class _Loop:
     evaluate: Callable[[], Evaluation | None] | None
     total_steps: int
     budget_seconds: float | None
-    small_spec: InputSpec | None
-    small_fraction: float
     patience_epochs: int | None
     has_answers: bool
     reporter: Reporter
@@ -267,6 +265,8 @@ class _Loop:
     checkpoints: Checkpoints | None
     on_nan: OnNan
     layout: Layout
+    small_spec: InputSpec | None = None
+    small_fraction: float = 0.0
 
     def __post_init__(self) -> None:
         self.state = _State()
