@@ -383,6 +383,7 @@ def test_every_recipe_trains_two_tiny_steps(no_pictures, folder, tmp_path):
             epochs=1,
             batch_size=14,
             image_size=(size, size),
+            small_fraction=0.0,
             architecture={"num_blocks": 1, "projection_dim": 32, "mlp_dim": 32, "num_heads": 2},
         )
         assert run.metrics["num_steps"] == 2
